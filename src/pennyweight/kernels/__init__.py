@@ -1,0 +1,5 @@
+"""The opaque torch ops `pennyweight::*` that converted modules call; `torch.export` keeps each as one node."""
+
+from pennyweight.kernels import ops
+
+__all__ = ["ops"]

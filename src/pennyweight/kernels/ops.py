@@ -1,0 +1,74 @@
+"""Declare the opaque ops, their shapes, and their reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pennyweight.kernels import reference
+
+_GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int[] extra, int groups, bool transposed"
+
+SCHEMAS = {
+    "round_to_codes": "(Tensor x, Tensor scale, Tensor zero) -> Tensor",
+    "linear": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero) -> Tensor",
+    "linear_dynamic": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, bool per_token) -> Tensor",
+    "linear_weight": "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, int n) -> Tensor",
+    "conv": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero, "
+    f"{_GEOMETRY}) -> Tensor",
+    "conv_dynamic": f"(Tensor x, Tensor codes, Tensor scale, Tensor? bias, {_GEOMETRY}) -> Tensor",
+    "conv_weight": "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, "
+    f"{_GEOMETRY}) -> Tensor",
+    "matmul": "(Tensor a, Tensor b, Tensor a_scale, Tensor a_zero, Tensor b_scale, Tensor b_zero) -> Tensor",
+    "attention": "(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float factor, Tensor q_scale, "
+    "Tensor q_zero, Tensor k_scale, Tensor k_zero, Tensor v_scale, Tensor v_zero) -> Tensor",
+    "embedding": "(Tensor ids, Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
+}
+
+_library = torch.library.Library("pennyweight", "DEF")
+
+
+def conv_shape(
+    size: Any, shape: list[int], stride: list[int], padding: list[int], dilation: list[int], extra: list[int],
+    transposed: bool,
+) -> list[Any]:  # fmt: skip
+    """Spatial sizes of a convolution's result."""
+    out = []
+    for i, n in enumerate(size):
+        span = dilation[i] * (shape[2 + i] - 1) + 1
+        if transposed:
+            out.append((n - 1) * stride[i] - 2 * padding[i] + span + extra[i])
+        else:
+            out.append((n + 2 * padding[i] - span) // stride[i] + 1)
+    return out
+
+
+def _fake_conv(x: Tensor, *args: Any) -> Tensor:
+    shape, stride, padding, dilation, extra, _groups, transposed = args[-7:]
+    return x.new_empty([x.shape[0], shape[0], *conv_shape(x.shape[2:], shape, stride, padding, dilation, extra, transposed)])
+
+
+def _fake_matmul(a: Tensor, b: Tensor, *args: Any) -> Tensor:
+    return torch.matmul(a, b)
+
+
+FAKES: dict[str, Callable[..., Any]] = {
+    "round_to_codes": lambda x, *a: torch.empty_like(x),
+    "linear": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
+    "linear_dynamic": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
+    "linear_weight": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
+    "conv": _fake_conv,
+    "conv_dynamic": _fake_conv,
+    "conv_weight": _fake_conv,
+    "matmul": _fake_matmul,
+    "attention": lambda q, k, v, *a: q.new_empty([*q.shape[:-1], v.shape[-1]]),
+    "embedding": lambda ids, codes, scale, zero, bits, n: scale.new_empty([*ids.shape, n]),
+}
+
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema)
+    _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pennyweight::{_name}", FAKES[_name], lib=_library)

@@ -1,0 +1,182 @@
+"""The opaque ops in plain torch: exact integers (in float64, which holds them), and the definition the engine meets.
+
+Everything follows docs/numerics.md.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pennyweight.nn.conv import backward_weight
+from pennyweight.nn.integer import unpack_nibbles
+
+Ints = list[int]
+TINY = 1e-30
+
+
+def to_codes(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Unsigned codes, as float32: `clamp(rint(x * r) + z, 0, 255)`, `r = float32(1 / s)`. Scales broadcast."""
+    q = torch.round(x.float() * (1.0 / scale)) + zero
+    low, high = q.new_tensor(0.0), q.new_tensor(255.0)
+    return torch.fmin(torch.fmax(q, low), high)
+
+
+def round_to_codes(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """`(codes - z) * s`."""
+    return (to_codes(x, scale, zero) - zero) * scale
+
+
+def dynamic_params(x: Tensor, per_token: bool) -> tuple[Tensor, Tensor]:
+    """Run-time scale and zero point: `s = (hi - lo) / 255`, `z = clamp(rint(-lo * r), 0, 255)`, zero in the range.
+
+    Shapes: [..., 1] per token, 0-d else.
+    """
+    x = x.float()
+    if per_token:
+        lo, hi = torch.aminmax(x, dim=-1, keepdim=True)
+    else:
+        lo, hi = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+    lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
+    scale = (hi - lo) * (1.0 / 255.0)
+    scale = torch.where(scale < TINY, torch.ones_like(scale), scale)
+    zero = torch.round(-lo * (1.0 / scale)).clamp(0.0, 255.0)
+    return scale, zero
+
+
+def rescale(acc: Tensor, row: Tensor, column: Tensor, bias: Tensor | None) -> Tensor:
+    """`float32(acc) * row * column + bias`, in this order, every step float32."""
+    y = acc.float() * row
+    y = y * column
+    return y if bias is None else y + bias
+
+
+def linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: Tensor) -> Tensor:
+    """`y = float32(acc) * float32(sx * sw)`, `acc = sum (qx - zx) qw + bias`."""
+    q = (to_codes(x, x_scale, x_zero) - x_zero).double()
+    acc = q @ codes.double().T
+    if bias is not None:
+        acc = acc + bias.double()
+    return acc.float() * static_scale(x_scale, scale)
+
+
+def static_scale(x_scale: Tensor, scale: Tensor) -> Tensor:
+    """`float32(float64(sx) * float64(sw))`."""
+    return (x_scale.double() * scale.double()).float()
+
+
+def linear_dynamic(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, per_token: bool) -> Tensor:
+    """Activations ranged per row or per tensor at run time."""
+    x_scale, x_zero = dynamic_params(x, per_token)
+    q = (to_codes(x, x_scale, x_zero) - x_zero).double()
+    return rescale(q @ codes.double().T, x_scale, scale, bias)
+
+
+def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, n: int) -> Tensor:
+    """Float weights [out, in] of stored codes."""
+    if bits == 4:
+        codes = unpack_nibbles(codes, n)
+    groups = scale.shape[1]
+    w = codes.float().unflatten(1, (groups, -1))  # [out, groups, group]
+    if zero is not None:
+        w = w - zero.unsqueeze(-1)
+    return (w * scale.unsqueeze(-1)).flatten(1)
+
+
+def linear_weight(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int, n: int
+) -> Tensor:
+    """Float activations, decoded weights."""
+    return F.linear(x, decode(codes, scale, zero, bits, n).to(x.dtype), bias)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints, extra: Ints, groups: int, transposed: bool
+) -> Tensor:
+    dims = len(stride)
+    if transposed:
+        conv = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[dims]
+        weight = backward_weight(weight, True, groups)
+        return conv(x, weight, None, stride, padding, extra, groups, dilation)  # type: ignore[operator, no-any-return]
+    conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
+    return conv(x, weight, None, stride, padding, dilation, groups)  # type: ignore[operator, no-any-return]
+
+
+def per_channel(v: Tensor, dims: int) -> Tensor:
+    """[out] to [out, 1, ...] for broadcasting over `dims` spatial axes."""
+    return v.reshape(-1, *[1] * dims)
+
+
+def conv(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: Tensor, shape: Ints,
+    stride: Ints, padding: Ints, dilation: Ints, extra: Ints, groups: int, transposed: bool,
+) -> Tensor:  # fmt: skip
+    """Convolution on codes; padding is with zero, that is with code `zx`."""
+    q = (to_codes(x, x_scale, x_zero) - x_zero).double()
+    acc = _convolve(q, codes.double().reshape(shape), stride, padding, dilation, extra, groups, transposed)
+    if bias is not None:
+        acc = acc + per_channel(bias.double(), len(stride))
+    return acc.float() * per_channel(static_scale(x_scale, scale), len(stride))
+
+
+def conv_dynamic(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, shape: Ints, stride: Ints, padding: Ints,
+    dilation: Ints, extra: Ints, groups: int, transposed: bool,
+) -> Tensor:  # fmt: skip
+    """Convolution on codes, activations ranged per tensor at run time."""
+    x_scale, x_zero = dynamic_params(x, per_token=False)
+    q = (to_codes(x, x_scale, x_zero) - x_zero).double()
+    acc = _convolve(q, codes.double().reshape(shape), stride, padding, dilation, extra, groups, transposed)
+    dims = len(stride)
+    return rescale(acc, x_scale, per_channel(scale, dims), None if bias is None else per_channel(bias, dims))
+
+
+def conv_weight(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int, shape: Ints,
+    stride: Ints, padding: Ints, dilation: Ints, extra: Ints, groups: int, transposed: bool,
+) -> Tensor:  # fmt: skip
+    """Float convolution with decoded weights."""
+    n = 1
+    for size in shape[1:]:
+        n *= size
+    weight = decode(codes, scale, zero, bits, n).reshape(shape).to(x.dtype)
+    y = _convolve(x, weight, stride, padding, dilation, extra, groups, transposed)
+    return y if bias is None else y + per_channel(bias, len(stride)).to(x.dtype)
+
+
+def matmul(a: Tensor, b: Tensor, a_scale: Tensor, a_zero: Tensor, b_scale: Tensor, b_zero: Tensor) -> Tensor:
+    """`float32(acc) * float32(sa * sb)`."""
+    qa = (to_codes(a, a_scale, a_zero) - a_zero).double()
+    qb = (to_codes(b, b_scale, b_zero) - b_zero).double()
+    return (qa @ qb).float() * static_scale(a_scale, b_scale)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, factor: float,
+    q_scale: Tensor, q_zero: Tensor, k_scale: Tensor, k_zero: Tensor, v_scale: Tensor, v_zero: Tensor,
+) -> Tensor:  # fmt: skip
+    """Scores on codes, softmax in float, probabilities on 0 .. 255 / 255, values on codes."""
+    qq = (to_codes(q, q_scale, q_zero) - q_zero).double()
+    qk = (to_codes(k, k_scale, k_zero) - k_zero).double()
+    qv = (to_codes(v, v_scale, v_zero) - v_zero).double()
+    m = (q_scale.double() * k_scale.double() * factor).float()
+    scores = (qq @ qk.transpose(-1, -2)).float() * m
+    if causal:
+        keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~keep, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    p = torch.round(torch.softmax(scores, -1) * 255.0).double()
+    return (p @ qv).float() * (v_scale.double() / 255.0).float()
+
+
+def embedding(ids: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, n: int) -> Tensor:
+    """Decoded rows."""
+    flat = ids.reshape(-1)
+    rows = codes.index_select(0, flat)
+    row_scale = scale.index_select(0, flat) if scale.shape[0] > 1 else scale.expand(len(flat), -1)
+    row_zero = None
+    if zero is not None:
+        row_zero = zero.index_select(0, flat) if zero.shape[0] > 1 else zero.expand(len(flat), -1)
+    return decode(rows, row_scale, row_zero, bits, n).reshape(*ids.shape, n)

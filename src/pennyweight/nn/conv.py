@@ -1,0 +1,186 @@
+"""Convolutions in one to three dimensions, transposed or not: twin and integer module."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from pennyweight.nn import twins
+from pennyweight.nn.integer import IntegerWeight, bias_codes
+from pennyweight.nn.linear import activation_quantizer
+from pennyweight.plan import LayerPlan
+from pennyweight.qtensor import QTensor
+
+_CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def conv_matrix(weight: Tensor, transposed: bool, groups: int) -> Tensor:
+    """Matrix view [out, in / groups * kernel] of a convolution's weight.
+
+    weight: [out, in / groups, *kernel], or for a transposed convolution [in, out / groups, *kernel].
+    """
+    return forward_weight(weight, transposed, groups).flatten(1)
+
+
+def forward_weight(weight: Tensor, transposed: bool, groups: int) -> Tensor:
+    """The weight with the output channel first, [out, in / groups, *kernel]."""
+    if not transposed:
+        return weight
+    w = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # [g, out / g, in / g, *kernel]
+    return w.flatten(0, 1)
+
+
+def backward_weight(weight: Tensor, transposed: bool, groups: int) -> Tensor:
+    """The inverse of `forward_weight`."""
+    if not transposed:
+        return weight
+    w = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # [g, in / g, out / g, *kernel]
+    return w.flatten(0, 1)
+
+
+class ConvTwin(_ConvNd):
+    """`y = conv(Q(x), W') + b` with the float module's own parameters and padding."""
+
+    def __init__(self, module: _ConvNd, layer: LayerPlan) -> None:
+        nn.Module.__init__(self)
+        for name, value in vars(module).items():
+            if not name.startswith("_") or name == "_reversed_padding_repeated_twice":
+                setattr(self, name, value)
+        self.weight, self.bias = module.weight, module.bias
+        self.layer = layer
+        self.input = activation_quantizer(layer, 0)
+        self.solved: dict[str, QTensor] = {}
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
+        """[N, in, *size] -> [N, out, *size']."""
+        x = input if self.input is None else self.input(input)
+        weight: Tensor = self.weight
+        if self.solved:
+            shape = forward_weight(weight, self.transposed, self.groups).shape
+            solved = self.solved["weight"].dequantize().reshape(shape)
+            weight = backward_weight(solved, self.transposed, self.groups)
+        dims = len(self.kernel_size)
+        if self.transposed:
+            extra = self.output_padding
+            if output_size is not None:
+                extra = _ConvTransposeNd._output_padding(
+                    cast("Any", self), x, output_size, list(self.stride), list(cast("Any", self.padding)),
+                    list(self.kernel_size), dims, list(self.dilation),
+                )  # fmt: skip
+            y: Tensor = _TRANSPOSE[dims](
+                x, weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
+            )
+            return y
+        x, padding = pad_input(x, self)
+        y = _CONV[dims](x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return y
+
+
+def pad_input(x: Tensor, module: Any) -> tuple[Tensor, list[int]]:
+    """Apply padding that the product itself cannot: other modes than zeros, and uneven `padding="same"`."""
+    dims = len(module.kernel_size)
+    if module.padding_mode != "zeros":
+        return F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode), [0] * dims
+    if not isinstance(module.padding, str):
+        return x, list(module.padding)
+    if module.padding == "valid":
+        return x, [0] * dims
+    both = module._reversed_padding_repeated_twice
+    pairs = [(both[2 * i], both[2 * i + 1]) for i in reversed(range(dims))]
+    if all(a == b for a, b in pairs):
+        return x, [a for a, _ in pairs]
+    return F.pad(x, both), [0] * dims
+
+
+class IntegerConv(IntegerWeight):
+    """A converted convolution: codes on the matrix view, scales and one opaque op.
+
+    x: [N, in, *size] float; result [N, out, *size'] float, exact in int32 where activations are calibrated.
+    """
+
+    def __init__(self, twin: ConvTwin, q: QTensor) -> None:
+        weight = forward_weight(twin.weight.detach(), twin.transposed, twin.groups)
+        super().__init__(twin.layer, q, tuple(weight.shape))
+        self.kernel_size, self.stride, self.dilation = twin.kernel_size, list(twin.stride), list(twin.dilation)
+        self.groups, self.transposed, self.padding = twin.groups, twin.transposed, twin.padding
+        self.output_padding, self.padding_mode = list(twin.output_padding), twin.padding_mode
+        self._reversed_padding_repeated_twice = list(twin._reversed_padding_repeated_twice)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, *size] -> [N, out, *size']."""
+        if self.transposed:
+            padding = list(cast("Any", self.padding))
+        else:
+            x, padding = pad_input(x, self)
+        batched = x.ndim == len(self.kernel_size) + 2
+        x = x if batched else x.unsqueeze(0)
+        shape = list(self.shape)
+        geometry = (shape, self.stride, padding, self.dilation, self.output_padding, self.groups, self.transposed)
+        ops = torch.ops.pennyweight
+        if self.mode == "static":
+            y: Tensor = ops.conv(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry)
+        elif self.mode == "dynamic":
+            y = ops.conv_dynamic(x, self.codes, self.scale, self.bias, *geometry)
+        else:
+            y = ops.conv_weight(x, self.codes, self.scale, self.zero, self.bias, self.bits, *geometry)
+        return y if batched else y.squeeze(0)
+
+
+class Conv1dTwin(ConvTwin, nn.Conv1d):
+    """See `ConvTwin`; still an `nn.Conv1d` to whoever asks."""
+
+
+class Conv2dTwin(ConvTwin, nn.Conv2d):
+    """See `ConvTwin`; still an `nn.Conv2d` to whoever asks."""
+
+
+class Conv3dTwin(ConvTwin, nn.Conv3d):
+    """See `ConvTwin`; still an `nn.Conv3d` to whoever asks."""
+
+
+class ConvTranspose1dTwin(ConvTwin, nn.ConvTranspose1d):
+    """See `ConvTwin`; still an `nn.ConvTranspose1d` to whoever asks."""
+
+
+class ConvTranspose2dTwin(ConvTwin, nn.ConvTranspose2d):
+    """See `ConvTwin`; still an `nn.ConvTranspose2d` to whoever asks."""
+
+
+class ConvTranspose3dTwin(ConvTwin, nn.ConvTranspose3d):
+    """See `ConvTwin`; still an `nn.ConvTranspose3d` to whoever asks."""
+
+
+class ConvFamily:
+    """See `nn.Family`."""
+
+    def __init__(self, twin: type[ConvTwin]) -> None:
+        self.twin = twin
+
+    def prepare(self, module: nn.Module, layer: LayerPlan) -> nn.Module:
+        """A `ConvTwin`."""
+        return self.twin(cast("_ConvNd", module), layer)
+
+    def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
+        """The weight, [out, in / groups * kernel]."""
+        conv = cast("ConvTwin", twin)
+        return {"weight": conv_matrix(conv.weight.detach(), conv.transposed, conv.groups)}
+
+    def convert(self, twin: nn.Module) -> nn.Module:
+        """An `IntegerConv`."""
+        conv = cast("ConvTwin", twin)
+        out = IntegerConv(conv, conv.solved["weight"])
+        bias = None if conv.bias is None else conv.bias.detach().float()
+        if conv.input is not None:
+            out.calibrated(conv.input)
+            bias = bias_codes(bias, out.x_scale, out.scale, conv.layer.name)
+        out.register_buffer("bias", bias)
+        return out
+
+
+for _twin in (Conv1dTwin, Conv2dTwin, Conv3dTwin, ConvTranspose1dTwin, ConvTranspose2dTwin, ConvTranspose3dTwin):
+    twins.add(_twin.__name__.removesuffix("Twin"), ConvFamily(_twin))

@@ -1,0 +1,71 @@
+"""`nn.Embedding`: rows of codes, decoded as they are looked up."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pennyweight.nn import twins
+from pennyweight.nn.integer import IntegerWeight
+from pennyweight.plan import LayerPlan
+from pennyweight.qtensor import QTensor
+
+
+class EmbeddingTwin(nn.Embedding):
+    """Looks up rows of the solved weight once there is one, of the shared parameter before."""
+
+    def __init__(self, module: nn.Embedding, layer: LayerPlan) -> None:
+        nn.Module.__init__(self)
+        for name, value in vars(module).items():
+            if not name.startswith("_"):
+                setattr(self, name, value)
+        self.weight = module.weight
+        self.layer = layer
+        self.solved: dict[str, QTensor] = {}
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """ids [...] -> [..., width]."""
+        weight = self.solved["weight"].dequantize() if self.solved else self.weight
+        return nn.functional.embedding(input, weight, self.padding_idx)
+
+
+class IntegerEmbedding(IntegerWeight):
+    """Converted: codes [rows, width], one scale per row or group.
+
+    `weight` decodes the whole table, for code that reads it directly (tied or sliced tables).
+    """
+
+    bias = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The decoded table, [rows, width] float32."""
+        ids = torch.arange(self.out_features, device=self.codes.device)
+        return self.forward(ids)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] -> [..., width]."""
+        out: Tensor = torch.ops.pennyweight.embedding(ids, self.codes, self.scale, self.zero, self.bits, self.shape[1])
+        return out
+
+
+class EmbeddingFamily:
+    """See `nn.Family`."""
+
+    def prepare(self, module: nn.Module, layer: LayerPlan) -> nn.Module:
+        """An `EmbeddingTwin`."""
+        return EmbeddingTwin(cast("nn.Embedding", module), layer)
+
+    def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
+        """The table, [rows, width]."""
+        return {"weight": cast("nn.Embedding", twin).weight.detach()}
+
+    def convert(self, twin: nn.Module) -> nn.Module:
+        """An `IntegerEmbedding`."""
+        twin = cast("EmbeddingTwin", twin)
+        return IntegerEmbedding(twin.layer, twin.solved["weight"], tuple(twin.weight.shape))
+
+
+twins.add("Embedding", EmbeddingFamily())

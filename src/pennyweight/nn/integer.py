@@ -1,0 +1,134 @@
+"""What every converted module with a weight holds: codes, scales, and how activations are ranged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pennyweight.errors import UnrealisableSite
+from pennyweight.formats import grids
+from pennyweight.formats.integer import Integer
+from pennyweight.nn.fake import ActivationQuantizer
+from pennyweight.plan import LayerPlan
+from pennyweight.qtensor import QTensor
+
+INT32_MAX = 2**31 - 1
+
+
+class IntegerWeight(nn.Module):
+    """Buffers of a converted layer; subclasses add the call.
+
+    codes: int8 [out, in] (the matrix view), or packed uint8 [out, ceil(in / 2)] for weights of at most 4 bits that
+    meet float activations (low nibble first, two's complement). scale: float32 [out] or [1] where activations are
+    integers, [out, groups] otherwise. zero: float32, like scale, or None. x_scale, x_zero: 0-d float32.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    x_scale: Tensor
+    x_zero: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: LayerPlan, q: QTensor, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        grid = grids[q.spec.grid]
+        if not isinstance(grid, Integer) or grid.bits > 8:
+            raise UnrealisableSite(
+                "converted weights are integers of at most 8 bits", site=layer.name, spec=str(q.spec)
+            )
+        self.layer, self.shape = layer, tuple(shape)
+        self.out_features, self.in_features = q.codes.shape
+        self.mode: Literal["static", "dynamic", "weight"] = "weight"
+        if layer.inputs:
+            self.mode = "dynamic" if layer.dynamic else "static"
+        self.per_token = bool(layer.inputs) and not layer.inputs[0].per_tensor
+        self.bits = 4 if grid.bits <= 4 and self.mode == "weight" else 8
+        scale, codes = q.scales(), q.codes
+        if self.mode != "weight":
+            _refuse_unfit(layer, q)
+            scale = scale.reshape(-1)
+        zero = None if q.zero is None else q.zero.float()
+        if codes.dtype == torch.uint8:  # one signed storage for all: shift codes and zero point together
+            shift = 1 << (grid.bits - 1)
+            codes = (codes.to(torch.int16) - shift).to(torch.int8)
+            zero = torch.full_like(scale, float(-shift)) if zero is None else zero - shift
+        self.register_buffer("codes", pack_nibbles(codes) if self.bits == 4 else codes.contiguous())
+        self.register_buffer("scale", scale.contiguous())
+        self.register_buffer("zero", zero)
+        self.register_buffer("x_scale", torch.tensor(float("nan")))
+        self.register_buffer("x_zero", torch.tensor(float("nan")))
+
+    def calibrated(self, quantizer: ActivationQuantizer) -> None:
+        """Take the activation's parameters, shifted to unsigned codes (`docs/numerics.md`, activations)."""
+        self.x_scale, self.x_zero = unsigned_params(quantizer)
+
+    def extra_repr(self) -> str:
+        """Scheme, for printing."""
+        weight = self.layer.weight
+        inputs = ", ".join(str(s) for s in self.layer.inputs.values())
+        return f"{self.mode}, weight={weight}, input={inputs or 'float'}, shape={self.shape}"
+
+
+def unsigned_params(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of an activation as the kernels want it: codes 0 .. 255.
+
+    Raises:
+        UnrealisableSite: if the activation has a grid of more than 8 bits or no integer grid.
+    """
+    grid = grids[quantizer.spec.grid]
+    if not isinstance(grid, Integer) or grid.bits != 8 or grid.qmin == 1 - (1 << 7):
+        raise UnrealisableSite(
+            "integer kernels take activations on int8 or uint8",
+            site=quantizer.site,
+            spec=str(quantizer.spec),
+            hint="Use uint8[*]+z.",
+        )
+    shift = -grid.qmin
+    return quantizer.scale.clone(), quantizer.zero + shift
+
+
+def _refuse_unfit(layer: LayerPlan, q: QTensor) -> None:
+    rows = q.codes.shape[0]
+    if q.zero is not None or tuple(q.scale.shape) not in ((rows, 1), (1, 1)):
+        raise UnrealisableSite(
+            "with integer activations a weight has one scale per row or per tensor and no zero point",
+            site=layer.name,
+            spec=str(q.spec),
+            hint="Use int8n[1,*], or leave the activations in float for groups.",
+        )
+
+
+def bias_codes(bias: Tensor | None, x_scale: Tensor, w_scale: Tensor, site: str) -> Tensor | None:
+    """int32 bias at scale `x_scale * w_scale`: `rint(b / (sx * sw))`, computed in float64. Shapes: [out].
+
+    Raises:
+        UnrealisableSite: if a code does not fit 31 bits, which leaves room for the products.
+    """
+    if bias is None:
+        return None
+    codes = torch.round(bias.double() / (x_scale.double() * w_scale.double()))
+    if bool((codes.abs() > INT32_MAX // 2).any()):
+        worst = int(codes.abs().argmax())
+        raise UnrealisableSite(
+            f"the bias of channel {worst} needs {float(codes[worst]):.3g} steps of its scale, beyond int32",
+            site=site,
+            hint="The channel's weights are almost zero: keep the layer in float, or prune the channel.",
+        )
+    return codes.to(torch.int32)
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """int8 codes [rows, n] in -8 .. 7 to uint8 [rows, ceil(n / 2)], low nibble first."""
+    if codes.shape[1] % 2:
+        codes = torch.cat([codes, codes.new_zeros(codes.shape[0], 1)], 1)
+    nibbles = (codes.to(torch.int16) & 15).to(torch.uint8)
+    return (nibbles[:, ::2] | (nibbles[:, 1::2] << 4)).contiguous()
+
+
+def unpack_nibbles(packed: Tensor, n: int) -> Tensor:
+    """The inverse of `pack_nibbles`."""
+    pairs = torch.stack([packed & 15, packed >> 4], -1).reshape(packed.shape[0], -1)[:, :n]
+    return ((pairs.to(torch.int16) ^ 8) - 8).to(torch.int8)

@@ -1,0 +1,70 @@
+"""Layers kept in half precision: weights stored in 16 bits, products in float32."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pennyweight.errors import UnrealisableSite
+from pennyweight.nn import twins
+from pennyweight.plan import LayerPlan
+
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class HalfWeight(nn.Module):
+    """A float layer whose parameters are stored in fp16 or bf16 and widened for the product.
+
+    weight: stored dtype, the layer's own shape. bias: float32.
+    """
+
+    def __init__(self, module: nn.Module, layer: LayerPlan) -> None:
+        super().__init__()
+        self.layer, self.dtype = layer, _DTYPES[layer.keep]
+        inner: Any = nn.Module.__new__(type(module))
+        inner.__dict__.update(module.__dict__)
+        inner._parameters = dict(module._parameters)
+        weight = inner._parameters.pop("weight")
+        self.register_buffer("weight", weight.detach().to(self.dtype))
+        object.__setattr__(self, "inner", inner)
+        bias = inner._parameters.pop("bias", None)
+        self.register_buffer("bias", None if bias is None else bias.detach().float())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the float layer."""
+        inner: Any = self.__dict__["inner"]
+        inner.__dict__["weight"] = cast("Tensor", self.weight).float()
+        if "bias" not in inner.__dict__ and hasattr(self, "bias"):
+            inner.__dict__["bias"] = self.bias
+        return inner.forward(*args, **kwargs)
+
+
+class KeepFamily:
+    """See `nn.Family`; registered as "keep" for every layer that a rule keeps in 16 bits."""
+
+    def prepare(self, module: nn.Module, layer: LayerPlan) -> nn.Module:
+        """The module with its weight rounded to 16 bits.
+
+        Raises:
+            UnrealisableSite: if the module has no weight of its own.
+        """
+        if not isinstance(getattr(module, "weight", None), Tensor):
+            raise UnrealisableSite(
+                f"a {type(module).__name__} cannot be kept in {layer.keep}: it has no single weight",
+                site=layer.name,
+                hint="Keep it in float32.",
+            )
+        return HalfWeight(module, layer)
+
+    def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
+        """Nothing to solve."""
+        return {}
+
+    def convert(self, twin: nn.Module) -> nn.Module:
+        """Itself."""
+        return twin
+
+
+twins.add("keep", KeepFamily())

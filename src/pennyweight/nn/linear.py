@@ -1,0 +1,86 @@
+"""`nn.Linear`: twin and integer module."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pennyweight.nn import twins
+from pennyweight.nn.fake import ActivationQuantizer
+from pennyweight.nn.integer import IntegerWeight, bias_codes
+from pennyweight.plan import LayerPlan
+from pennyweight.qtensor import QTensor
+
+
+class LinearTwin(nn.Linear):
+    """`y = Q(x) W'^T + b` with the float module's own parameters; `W'` is the solved weight once there is one."""
+
+    def __init__(self, module: nn.Linear, layer: LayerPlan) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = module.in_features, module.out_features
+        self.weight, self.bias = module.weight, module.bias
+        self.layer = layer
+        self.input = activation_quantizer(layer, 0)
+        self.solved: dict[str, QTensor] = {}
+        self.training = module.training
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of the class this is a twin of)
+        """[..., in] -> [..., out]."""
+        x = input if self.input is None else self.input(input)
+        weight = self.solved["weight"].dequantize() if self.solved else self.weight
+        return F.linear(x, weight, self.bias)
+
+
+def activation_quantizer(layer: LayerPlan, position: int) -> ActivationQuantizer | None:
+    """A quantizer for a calibrated operand, None for one that stays in float or is ranged at run time."""
+    if position not in layer.inputs or layer.dynamic:
+        return None
+    return ActivationQuantizer(layer.inputs[position], str(layer.input_site(position)))
+
+
+class IntegerLinear(IntegerWeight):
+    """A converted linear layer: codes, scales and one opaque op.
+
+    x: [..., in] float; result [..., out] float. With calibrated activations the product is exact in int32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        ops = torch.ops.pennyweight
+        if self.mode == "static":
+            y: Tensor = ops.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero)
+        elif self.mode == "dynamic":
+            y = ops.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)
+        else:
+            y = ops.linear_weight(x, self.codes, self.scale, self.zero, self.bias, self.bits, self.in_features)
+        return y
+
+
+class LinearFamily:
+    """See `nn.Family`."""
+
+    def prepare(self, module: nn.Module, layer: LayerPlan) -> nn.Module:
+        """A `LinearTwin`."""
+        return LinearTwin(cast("nn.Linear", module), layer)
+
+    def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
+        """The weight, [out, in]."""
+        return {"weight": cast("nn.Linear", twin).weight.detach()}
+
+    def convert(self, twin: nn.Module) -> nn.Module:
+        """An `IntegerLinear`."""
+        twin = cast("LinearTwin", twin)
+        q = twin.solved["weight"]
+        out = IntegerLinear(twin.layer, q, (twin.out_features, twin.in_features))
+        bias = None if twin.bias is None else twin.bias.detach().float()
+        if twin.input is not None:
+            out.calibrated(twin.input)
+            bias = bias_codes(bias, out.x_scale, out.scale, twin.layer.name)
+        out.register_buffer("bias", bias)
+        return out
+
+
+twins.add("Linear", LinearFamily())

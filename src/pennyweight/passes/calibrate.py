@@ -1,0 +1,68 @@
+"""From the statistics of the activations to their scales and zero points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import nn
+
+from pennyweight.nn.fake import ActivationQuantizer
+from pennyweight.passes import Context, Stage, passes
+from pennyweight.ranges import RangeRule, ranges
+
+
+def quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
+    """All activation quantizers of a prepared model by site."""
+    return {m.site: m for m in model.modules() if isinstance(m, ActivationQuantizer)}
+
+
+@passes.register("calibrate")
+@dataclass(frozen=True)
+class Calibrate:
+    """One range rule for every calibrated activation. Tied sites merge their statistics first.
+
+    Args:
+        range: name of a range rule.
+        options: its options.
+    """
+
+    range: str = "minmax"
+    options: dict[str, Any] = field(default_factory=dict)
+    stage: ClassVar[Stage] = "calibrate"
+    preserves_output: ClassVar[bool] = False
+
+    def rule(self) -> RangeRule:
+        """The range rule."""
+        return ranges[self.range](**self.options)
+
+    def needs(self) -> set[str]:
+        """What the rule reads."""
+        return {self.rule().needs}
+
+    def run(self, context: Context) -> None:
+        """Set scale and zero point of every site; one `range` event each.
+
+        Raises:
+            EmptyCalibration: if a site saw no value.
+        """
+        rule, found = self.rule(), quantizers(context.model)
+        leader = {str(s): str(group[0]) for group in context.plan.ties for s in group}
+        for site, quantizer in found.items():
+            if leader.get(site, site) != site:
+                found[leader[site]].merge(quantizer)
+        for site, quantizer in found.items():
+            head = found[leader.get(site, site)]
+            params = head.solve(rule)
+            quantizer.set(params)
+            statistic = head.statistics[rule.needs]
+            context.journal.add(
+                "range",
+                site,
+                lo=float(statistic.lo),
+                hi=float(statistic.hi),
+                scale=float(quantizer.scale),
+                zero=float(quantizer.zero),
+                rule=self.range,
+                tied=leader.get(site, ""),
+            )

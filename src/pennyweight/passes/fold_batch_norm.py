@@ -1,0 +1,73 @@
+"""Fold batch normalisation into the convolution or linear layer before it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pennyweight.graph import ops
+from pennyweight.nn.conv import backward_weight, forward_weight
+from pennyweight.passes import Context, Stage, passes, replace_module
+
+
+def folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
+    """`W' = W * g / sqrt(v + eps)`, `b' = beta + (b - mean) * g / sqrt(v + eps)`, in float64.
+
+    Shapes: weight [out, ...], bias [out] or None; both results float32.
+    Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.2.
+    """
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    gain = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
+    shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
+    factor = gain / torch.sqrt(var + norm.eps)
+    old = torch.zeros_like(mean) if bias is None else bias.detach().double()
+    new_weight = weight.detach().double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    return new_weight.to(weight.dtype), (shift + (old - mean) * factor).to(weight.dtype)
+
+
+@passes.register("fold_batch_norm")
+@dataclass(frozen=True)
+class FoldBatchNorm:
+    """Wherever the graph shows `norm(conv(x))` with no other reader in between, one convolution remains.
+
+    Only norms with running statistics, in eval mode, called once; the user's model is left as it is.
+    """
+
+    stage: ClassVar[Stage] = "float"
+    preserves_output: ClassVar[bool] = True
+
+    def needs(self) -> set[str]:
+        """Nothing."""
+        return set()
+
+    def run(self, context: Context) -> None:
+        """Fold every pair found; one `fold` event each."""
+        graph, root = context.graph, context.model
+        for node in graph:
+            if node.kind != "module" or node.op not in ops.NORMS or len(graph.modules(node.path)) > 1:
+                continue
+            ref = node.inputs[0]
+            producer = graph.producer(ref) if ref is not None else None
+            if ref is None or producer is None or producer.op not in ops.CONVS | {"Linear"}:
+                continue
+            if len(graph.users(ref)) > 1 or len(graph.modules(producer.path)) > 1:
+                context.journal.add("not folded", node.path, reason="the layer before it has other readers")
+                continue
+            norm: Any = root.get_submodule(node.path)
+            layer: Any = root.get_submodule(producer.path)
+            if norm.training or norm.running_mean is None:
+                context.journal.add("not folded", node.path, reason="it normalises by the statistics of the batch")
+                continue
+            transposed, groups = getattr(layer, "transposed", False), getattr(layer, "groups", 1)
+            weight, bias = folded(forward_weight(layer.weight, transposed, groups), layer.bias, norm)
+            new = copy.copy(layer)
+            new._parameters = dict(layer._parameters)
+            new.weight = nn.Parameter(backward_weight(weight, transposed, groups).contiguous(), requires_grad=layer.weight.requires_grad)
+            new.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+            replace_module(root, layer, new)
+            replace_module(root, norm, nn.Identity())
+            context.journal.add("fold", producer.path, norm=node.path)

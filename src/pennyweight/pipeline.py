@@ -1,0 +1,283 @@
+"""The verbs: prepare, calibrate, convert, and `quantize`, which is all three."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pennyweight.errors import CalibrationError, EmptyCalibration, PennyweightError
+from pennyweight.graph import Graph
+from pennyweight.graph.record import call
+from pennyweight.graph.record import record as record_graph
+from pennyweight.journal import Journal
+from pennyweight.nn import twins
+from pennyweight.nn.calls import CallTwin, convert_call
+from pennyweight.nn.fake import ActivationQuantizer
+from pennyweight.nn.sites import CALLS, install
+from pennyweight.passes import Context, replace_module
+from pennyweight.plan import LEAVES, Plan, make_plan
+from pennyweight.progress import track
+from pennyweight.recipe import Recipe
+
+Batches = Iterable[Any] | Callable[[], Iterable[Any]]
+
+
+@dataclass
+class State:
+    """What a prepared or converted model remembers of how it was made. `pw.state(model)` reads it."""
+
+    stage: str
+    recipe: Recipe
+    plan: Plan
+    journal: Journal
+    graph: Graph
+    example: Any = None
+    functional_bias: dict[str, str] = field(default_factory=dict)
+
+
+def state(model: nn.Module) -> State:
+    """The state of a prepared or converted model.
+
+    Raises:
+        PennyweightError: if the model did not come from `prepare`, `convert` or `quantize`.
+    """
+    found = getattr(model, "_pennyweight", None)
+    if not isinstance(found, State):
+        raise PennyweightError(
+            "this model was not prepared by pennyweight", site=type(model).__name__, hint="Call pw.prepare first."
+        )
+    return found
+
+
+def journal(model: nn.Module) -> Journal:
+    """The journal of a prepared or converted model."""
+    return state(model).journal
+
+
+def record(model: nn.Module, batch: Any) -> Graph:
+    """The dataflow of one eager run on one batch."""
+    return record_graph(model, [batch], LEAVES)
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """Copy the module tree, share the parameters."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def prepare(
+    model: nn.Module, example: Any, recipe: str | Recipe = "int8", *, seed: int = 0, journal: Journal | None = None
+) -> nn.Module:
+    """Plan a model and replace the modules that the plan names by twins, ready to be calibrated.
+
+    The model itself is left untouched; the result shares its parameters, keeps its class and its state-dict keys.
+
+    Args:
+        model: a float model in eval mode.
+        example: one batch; a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        recipe: name of a preset, or a `Recipe`.
+        seed: of everything random in the passes.
+        journal: filled if given.
+
+    Raises:
+        RecipeError, PlanError, GraphError: see there.
+    """
+    recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
+    log = Journal() if journal is None else journal
+    root = clone(model)
+    if root.training:
+        log.add("note", text="the model was in training mode; it is quantized in eval mode")
+        root.eval()
+    log.add("recipe", text=recipe.to_text(), seed=seed)
+    context = Context(root, record(root, example), log, seed=seed)
+    context.rerecord = lambda: record(root, example)
+    recipe.run(context, "float")
+    context.graph = record(root, example)
+    plan = make_plan(context.graph, recipe.rules)
+    for name, reason in plan.kept.items():
+        log.add("kept", name, reason=reason)
+    for site, spec in plan.sites().items():
+        log.add("site", str(site), spec=str(spec))
+    types = {path: type(m).__name__ for path, m in root.named_modules()}
+    bias = _insert_twins(root, plan, context.graph)
+    if any(layer.is_call for layer in plan.layers.values()):
+        install(root, types)
+        if bias or any(m.param for m in root.modules() if isinstance(m, CallTwin)):
+            with torch.no_grad():
+                call(root, example)  # functional layers learn their geometry
+    setattr(root, "_pennyweight", State("prepared", recipe, plan, log, context.graph, example, bias))  # noqa: B010
+    return root
+
+
+def _insert_twins(root: nn.Module, plan: Plan, graph: Graph) -> dict[str, str]:
+    """Swap in the twins; returns the bias parameter of each functional layer by call name."""
+    modules = dict(root.named_modules())
+    nodes = {node.name: node for node in graph}
+    bias: dict[str, str] = {}
+    for name, layer in plan.layers.items():
+        if not layer.is_call:
+            old = modules[name]
+            new = twins[layer.kind].prepare(old, layer) if not layer.keep else twins["keep"].prepare(old, layer)
+            replace_module(root, old, new)
+            continue
+        path, _, key = name.partition(":")
+        owner = root.get_submodule(path)
+        if CALLS not in owner._modules:
+            owner.add_module(CALLS, nn.ModuleDict())
+        params = nodes[name].params
+        cast("nn.ModuleDict", owner._modules[CALLS])[key] = CallTwin(layer, params.get(1, ""))
+        if 2 in params:
+            bias[name] = params[2]
+    return bias
+
+
+def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> nn.Module:
+    """Run the batches through a prepared model, once, and set every range and every code.
+
+    Args:
+        model: from `prepare`; changed in place and returned.
+        batches: iterable of batches, or a function that makes one; ignored where the recipe needs no data.
+        progress: show a bar.
+
+    Raises:
+        EmptyCalibration: if there is no batch but the recipe needs some.
+        NonFinite: if a batch makes NaN or infinity at a site, naming both.
+    """
+    st = state(model)
+    if st.stage != "prepared":
+        raise CalibrationError(f"the model is {st.stage}, not prepared", hint="Calibrate once, after pw.prepare.")
+    found = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
+    needs = st.recipe.needs()
+    if found and needs:
+        for quantizer in found:
+            quantizer.observe(needs)
+        seen = 0
+        source: Iterator[Any] = iter(batches() if callable(batches) else batches)
+        with torch.no_grad():
+            for batch in track(source, "calibrate", show=progress):
+                _check_finite(batch, seen)
+                call(model, batch)
+                seen += 1
+        for quantizer in found:
+            quantizer.observing = False
+        if seen == 0:
+            raise EmptyCalibration(
+                f"recipe {st.recipe.name!r} calibrates {len(found)} activations but there is no batch",
+                hint="Pass a few hundred inputs, or use recipe 'int8-dynamic', which needs none.",
+            )
+        st.journal.add("calibration", batches=seen)
+    context = Context(model, st.graph, st.journal, st.plan)
+    st.recipe.run(context, "calibrate")
+    st.recipe.run(context, "solve")
+    for quantizer in found:
+        quantizer.statistics.clear()
+        quantizer.active = True
+    st.stage = "calibrated"
+    return model
+
+
+def _check_finite(batch: Any, index: int) -> None:
+    for leaf in torch.utils._pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            from pennyweight.errors import NonFinite
+
+            bad = int((~torch.isfinite(leaf)).sum())
+            raise NonFinite(
+                f"{bad} of {leaf.numel()} values of calibration batch {index} are NaN or infinite",
+                site="input",
+                shapes=str(tuple(leaf.shape)),
+                hint="Clean the data, or drop that batch.",
+            )
+
+
+def convert(model: nn.Module) -> nn.Module:
+    """Replace the twins of a calibrated model by integer modules; the float weights are gone from it.
+
+    Raises:
+        CalibrationError: if the model is not calibrated.
+    """
+    st = state(model)
+    if st.stage != "calibrated":
+        raise CalibrationError(f"the model is {st.stage}, not calibrated", hint="Call pw.calibrate first.")
+    before = model_bytes(model)
+    params = dict(model.named_parameters())
+    root = clone(model)
+    for module in list(root.modules()):
+        layer = getattr(module, "layer", None)
+        if isinstance(module, CallTwin):
+            bias = st.functional_bias.get(module.layer.name)
+            new = convert_call(module, None if bias is None else params[bias].detach().float())
+        elif layer is not None and hasattr(module, "solved"):
+            new = twins[layer.kind].convert(module) if not layer.keep else twins["keep"].convert(module)
+        else:
+            continue
+        for hook_set in ("_forward_pre_hooks", "_forward_hooks", "_forward_pre_hooks_with_kwargs",
+                         "_forward_hooks_always_called", "_forward_hooks_with_kwargs"):  # fmt: skip
+            getattr(new, hook_set).update(getattr(module, hook_set))
+        replace_module(root, module, new)
+    log = Journal(list(st.journal.events))
+    log.add("size", before=before, after=model_bytes(root))
+    plan_state = State("converted", st.recipe, st.plan, log, st.graph, st.example, st.functional_bias)
+    setattr(root, "_pennyweight", plan_state)  # noqa: B010
+    return root.eval()
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, each storage once."""
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def quantize(
+    model: nn.Module,
+    batches: Batches | None = None,
+    recipe: str | Recipe = "int8",
+    *,
+    example: Any = None,
+    seed: int = 0,
+    journal: Journal | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Prepare, calibrate and convert in one call.
+
+    Args:
+        model: a float model; left untouched.
+        batches: calibration inputs: an iterable of batches, or a function that makes one. A batch is a tensor, a tuple
+            of positional arguments, or a dict of keyword arguments. A recipe without calibration needs one batch, as
+            an example, or `example`.
+        recipe: name of a preset ("int8", "int8-dynamic", "int8-weight", ...) or a `Recipe`.
+        example: the batch to record the model with; the first one of `batches` otherwise.
+        seed: of everything random.
+        journal: filled if given; `pw.journal(result)` has it in any case.
+        progress: show bars.
+
+    Returns:
+        A module of the same class, whose layers hold integer codes.
+
+    Raises:
+        EmptyCalibration: if there is neither a batch nor an example.
+        RecipeError, PlanError, GraphError, NonFinite: see there.
+    """
+    log = Journal() if journal is None else journal
+    source = batches() if callable(batches) else batches
+    stream = iter(source if source is not None else ())
+    if example is None:
+        first = next(stream, None)
+        if first is None:
+            raise EmptyCalibration("there is no calibration batch", hint="Pass an iterable with at least one input.")
+        example = first
+        stream = _with_first(first, stream)
+    prepared = prepare(model, example, recipe, seed=seed, journal=log)
+    result = convert(calibrate(prepared, stream, progress=progress))
+    if journal is not None:
+        journal.events[:] = state(result).journal.events
+    return result
+
+
+def _with_first(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
