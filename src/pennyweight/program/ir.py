@@ -1,0 +1,214 @@
+"""Programs: a list of ops in single-assignment form over typed, dense, row-major tensors.
+
+Sizes may be symbols ("batch"), bound when a program is run; attributes that are sizes may be expressions of symbols
+("12 * batch"). Images are channels-last: convolutions and pools see [N, *space, C].
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pennyweight.errors import InputError, VerifyError
+
+Dim = int | str
+Array = npt.NDArray[Any]
+
+# name -> (numpy dtype that holds it, bytes); bf16 is held as its 16 bits, u4 as two codes a byte
+DTYPES: dict[str, tuple[str, int]] = {
+    "f32": ("<f4", 4),
+    "f16": ("<f2", 2),
+    "bf16": ("<u2", 2),
+    "u8": ("|u1", 1),
+    "i8": ("|i1", 1),
+    "u4": ("|u1", 1),
+    "i32": ("<i4", 4),
+    "i64": ("<i8", 8),
+    "bool": ("|b1", 1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """Element type and shape of a value."""
+
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    @property
+    def ints(self) -> tuple[int, ...]:
+        """The shape, all sizes known.
+
+        Raises:
+            VerifyError: if a size is still a symbol.
+        """
+        if any(isinstance(d, str) for d in self.shape):
+            raise VerifyError("a size is still a symbol", shapes=str(self))
+        return self.shape  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A stored tensor: its element type (numpy has no bf16 and no u4) and its data."""
+
+    dtype: str
+    data: Array
+
+    @property
+    def type(self) -> TensorType:
+        """Its type."""
+        return TensorType(self.dtype, tuple(self.data.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation.
+
+    Attributes:
+        kind: name in the op registry.
+        inputs: value names; "" where an optional operand is absent.
+        outputs: value names, assigned here and nowhere else.
+        attrs: plain JSON values.
+        site: module path or call that it came from, for messages and reports.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    site: str = ""
+
+
+@dataclass
+class Program:
+    """Inputs, constants, ops in order, outputs.
+
+    Attributes:
+        inputs: name to type; sizes may be symbols.
+        outputs: value names, in the order of the result's leaves.
+        ops: in order of execution.
+        constants: by value name.
+        symbols: the sizes of the example the program was made with.
+        tree: nesting of the result: an index into `outputs`, a list, or a dict of those.
+        meta: text about where it came from (recipe, journal, versions).
+    """
+
+    inputs: dict[str, TensorType]
+    outputs: list[str]
+    ops: list[Op]
+    constants: dict[str, Constant]
+    symbols: dict[str, int] = field(default_factory=dict)
+    tree: Any = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.ops)
+
+    def __str__(self) -> str:
+        lines = [f"input {n}: {t}" for n, t in self.inputs.items()]
+        for op in self.ops:
+            attrs = "".join(f" {k}={v}" for k, v in op.attrs.items())
+            lines.append(f"{', '.join(op.outputs)} = {op.kind}({', '.join(op.inputs)}){attrs}  # {op.site}")
+        return "\n".join([*lines, f"output {', '.join(self.outputs)}"])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all constants."""
+        return sum(c.data.nbytes for c in self.constants.values())
+
+    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """The symbols' values for inputs of these shapes.
+
+        Raises:
+            InputError: on a missing input, a wrong rank or size, or sizes that contradict each other.
+        """
+        bound: dict[str, int] = {}
+        for name, kind in self.inputs.items():
+            if name not in shapes:
+                raise InputError(f"input {name!r} is missing", hint=f"Inputs: {', '.join(self.inputs)}.")
+            shape = shapes[name]
+            if len(shape) != len(kind.shape):
+                raise InputError(f"input {name!r} has the wrong rank", shapes=f"{shape}, wanted {kind}")
+            for got, want in zip(shape, kind.shape, strict=True):
+                if isinstance(want, str):
+                    if bound.setdefault(want, got) != got:
+                        raise InputError(
+                            f"size {want!r} is {bound[want]} in one place and {got} in another",
+                            site=f"input {name}",
+                            shapes=f"{shape}, wanted {kind}",
+                        )
+                elif got != want:
+                    raise InputError(f"input {name!r} has the wrong shape", shapes=f"{shape}, wanted {kind}")
+        return bound
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+
+
+def evaluate(expression: Dim, symbols: Mapping[str, int]) -> int:
+    """A size: an integer, or an expression of symbols with + - * // %.
+
+    Raises:
+        VerifyError: on anything else.
+
+    >>> evaluate("12 * batch + 1", {"batch": 4})
+    49
+    """
+    if isinstance(expression, int):
+        return expression
+    if expression in symbols:
+        return symbols[expression]
+    if len(expression) > 500:
+        raise VerifyError("a size expression is over 500 characters long")
+    try:
+        return _walk(ast.parse(expression, mode="eval").body, symbols)
+    except (SyntaxError, ZeroDivisionError, RecursionError, ValueError) as error:
+        raise VerifyError(f"{expression!r} is not a size: {error}") from None
+
+
+def _walk(node: ast.expr, symbols: Mapping[str, int]) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return node.value
+    if isinstance(node, ast.Name) and node.id in symbols:
+        return symbols[node.id]
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_walk(node.left, symbols), _walk(node.right, symbols))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_walk(node.operand, symbols)
+    raise VerifyError(f"{ast.unparse(node)!r} is not a size", hint=f"Symbols: {', '.join(symbols) or 'none'}.")
+
+
+SIZE_ATTRS = frozenset({"shape", "starts", "stops", "pads", "size", "kernel", "repeats"})
+
+
+def resolve(attrs: Mapping[str, Any], symbols: Mapping[str, int]) -> dict[str, Any]:
+    """Attributes with every size expression evaluated."""
+    out: dict[str, Any] = {}
+    for key, value in attrs.items():
+        if key in SIZE_ATTRS and isinstance(value, list):
+            out[key] = [evaluate(v, symbols) for v in value]
+        elif key in SIZE_ATTRS and isinstance(value, str):
+            out[key] = evaluate(value, symbols)
+        else:
+            out[key] = value
+    return out
+
+
+def numpy_dtype(dtype: str) -> np.dtype[Any]:
+    """The numpy dtype that holds a program dtype."""
+    return np.dtype(DTYPES[dtype][0])

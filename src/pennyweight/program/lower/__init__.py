@@ -1,0 +1,5 @@
+"""From a converted model to a program: one `torch.export` of the integer model, then op by op. The only user of export."""
+
+from pennyweight.program.lower.driver import lower
+
+__all__ = ["lower"]

@@ -1,0 +1,191 @@
+"""Lowering of our own opaque ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pennyweight.errors import LowerError
+from pennyweight.nn.integer import pack_nibbles, unpack_nibbles
+from pennyweight.program.lower.builder import Builder, Value, handles, number
+
+CODES = {"lo": 0, "hi": 255}
+
+
+def quantized(b: Builder, x: Value, scale: Tensor, zero: Tensor) -> tuple[Value, float, int]:
+    """Codes of a value, with their scale and zero point."""
+    s, z = number(scale), int(number(zero))
+    q = b.emit("quantize", [x], scale=s, zero=z, **CODES)
+    return b.shaped(q, x.shape), s, z
+
+
+def multipliers(x_scale: float, w_scale: Tensor) -> np.ndarray[Any, Any]:
+    """`float32(float64(sx) * float64(sw))`, [O] or [1]."""
+    return (np.float64(x_scale) * w_scale.double().numpy().reshape(-1)).astype(np.float32)
+
+
+@handles("pennyweight.round_to_codes.default")
+def _round(b: Builder, args: Any, kwargs: Any) -> Value:
+    x = b.value(args[0])
+    q, scale, zero = quantized(b, x, b.stored_tensor(args[1]), b.stored_tensor(args[2]))
+    return b.shaped(b.emit("dequantize", [q], scale=scale, zero=zero), x.shape)
+
+
+@handles("pennyweight.linear.default")
+def _linear(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, scale, bias, x_scale, x_zero = args
+    q, sx, zx = quantized(b, b.value(x), b.stored_tensor(x_scale), b.stored_tensor(x_zero))
+    operands = [q, b.value(codes), None if bias is None else b.value(bias)]
+    acc = b.emit("linear", operands, zero=zx)
+    m = b.constant(multipliers(sx, b.stored_tensor(scale)), f"{b.site}.multiplier")
+    return b.emit("rescale", [acc, m])  # type: ignore[no-any-return]
+
+
+@handles("pennyweight.linear_dynamic.default")
+def _linear_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, scale, bias, per_token = args
+    q, row, zero = b.emit("dynamic_quantize", [b.value(x)], per_token=bool(per_token))
+    acc = b.emit("linear", [q, b.value(codes), None, zero], zero=0)
+    return b.emit("rescale", [acc, b.value(scale), None if bias is None else b.value(bias), row])  # type: ignore[no-any-return]
+
+
+def stored_codes(b: Builder, codes: Any, bits: int) -> Value:
+    """Codes as a constant, packed nibbles marked as such."""
+    tensor = b.stored_tensor(codes)
+    return b.constant(tensor, codes.name, "u4" if bits == 4 else "i8")
+
+
+@handles("pennyweight.linear_weight.default")
+def _linear_weight(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, scale, zero, bias, bits, n = args
+    operands = [b.value(x), stored_codes(b, codes, bits), b.value(scale)]
+    operands += [None if v is None else b.value(v) for v in (zero, bias)]
+    return b.emit("linear_w", operands, bits=bits, n=n)  # type: ignore[no-any-return]
+
+
+@handles("pennyweight.embedding.default")
+def _embedding(b: Builder, args: Any, kwargs: Any) -> Value:
+    ids, codes, scale, zero, bits, n = args
+    operands = [b.value(ids), stored_codes(b, codes, bits), b.value(scale)]
+    operands += [] if zero is None else [b.value(zero)]
+    return b.emit("embedding", operands, bits=bits, n=n)  # type: ignore[no-any-return]
+
+
+def conv_geometry(
+    b: Builder, x: Value, weight: Tensor, args: Any, fill: Any
+) -> tuple[Value, Tensor, dict[str, Any]]:
+    """Input [N, *space, C], weight [O, C / groups, *kernel] and attributes of a convolution, transposed or not.
+
+    A transposed convolution is the plain one over an input stuffed with zeros, with the kernel turned round.
+    """
+    shape, stride, padding, dilation, extra, groups, transposed = args
+    dims = len(stride)
+    weight = weight.reshape(shape)
+    if not transposed:
+        attrs = {"stride": list(stride), "pads": [*padding, *padding], "dilation": list(dilation), "groups": groups}
+        return x, weight, attrs
+    begin = [dilation[i] * (shape[2 + i] - 1) - padding[i] for i in range(dims)]
+    if min(begin) < 0:
+        raise LowerError("a transposed convolution that crops more than its kernel", site=b.site, hint=b.where)
+    if any(s > 1 for s in stride):
+        x = b.emit("stuff", [x], factors=[1, *stride, 1], value=fill)
+    pads = [*begin, *(begin[i] + extra[i] for i in range(dims))]
+    weight = weight.flip(list(range(2, 2 + dims))).contiguous()
+    return x, weight, {"stride": [1] * dims, "pads": pads, "dilation": list(dilation), "groups": groups}
+
+
+@handles("pennyweight.conv.default")
+def _conv(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, scale, bias, x_scale, x_zero = args[:6]
+    last = b.channels_last(b.value(x))
+    q, sx, zx = quantized(b, last, b.stored_tensor(x_scale), b.stored_tensor(x_zero))
+    q, weight, attrs = conv_geometry(b, q, b.stored_tensor(codes), args[6:], zx)
+    operands = [q, b.constant(weight, codes.name), None if bias is None else b.value(bias)]
+    acc = b.emit("conv", operands, zero=zx, **attrs)
+    m = b.constant(multipliers(sx, b.stored_tensor(scale)), f"{b.site}.multiplier")
+    return b.channels_first(b.emit("rescale", [acc, m]))
+
+
+@handles("pennyweight.conv_dynamic.default")
+def _conv_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, scale, bias = args[:4]
+    last = b.channels_last(b.value(x))
+    q, row, zero = b.emit("dynamic_quantize", [last], per_token=False)
+    if args[-1]:
+        raise LowerError(
+            "a dynamically ranged transposed convolution has no program form",
+            site=b.site,
+            hint="Its zero point is known only at run time: use recipe 'int8', or keep the layer in float.",
+        )
+    q, weight, attrs = conv_geometry(b, q, b.stored_tensor(codes), args[4:], 0)
+    acc = b.emit("conv", [q, b.constant(weight, codes.name), None, zero], zero=0, **attrs)
+    return b.channels_first(b.emit("rescale", [acc, b.value(scale), None if bias is None else b.value(bias), row]))
+
+
+@handles("pennyweight.conv_weight.default")
+def _conv_weight(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, scale, zero, bias, bits = args[:6]
+    shape = list(args[6])
+    stored = b.stored_tensor(codes)
+    if args[-1]:
+        if b.stored_tensor(scale).shape[1] > 1:
+            raise LowerError("a transposed convolution needs one scale per row", site=b.site, hint="Use int4[1,*].")
+        n = int(np.prod(shape[1:]))
+        rows = (unpack_nibbles(stored, n) if bits == 4 else stored).reshape(shape)
+        rows = rows.flip(list(range(2, len(shape)))).flatten(1).contiguous()
+        stored = pack_nibbles(rows) if bits == 4 else rows
+    operands = [b.constant(stored, codes.name, "u4" if bits == 4 else "i8"), b.value(scale)]
+    weight = b.emit("decode", [*operands, *([] if zero is None else [b.value(zero)])], bits=bits, shape=shape)
+    last, _, attrs = conv_geometry(b, b.channels_last(b.value(x)), torch.empty(shape, device="meta"), args[6:], 0.0)
+    y = b.emit("conv_f32", [last, weight, None if bias is None else b.value(bias)], **attrs)
+    return b.channels_first(y)
+
+
+@handles("pennyweight.matmul.default")
+def _matmul(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, y, x_scale, x_zero, y_scale, y_zero = args
+    qa, sa, za = quantized(b, b.value(x), b.stored_tensor(x_scale), b.stored_tensor(x_zero))
+    qb, sb, zb = quantized(b, b.value(y), b.stored_tensor(y_scale), b.stored_tensor(y_zero))
+    acc = b.emit("matmul", [qa, qb], a_zero=za, b_zero=zb, transpose_b=False)
+    m = b.constant(np.asarray([np.float64(sa) * np.float64(sb)], np.float32), f"{b.site}.multiplier")
+    return b.emit("rescale", [acc, m])  # type: ignore[no-any-return]
+
+
+@handles("pennyweight.attention.default")
+def _attention(b: Builder, args: Any, kwargs: Any) -> Value:
+    q, k, v, mask, causal, factor = args[:6]
+    qs, ks, vs = (args[6 + 2 * i : 8 + 2 * i] for i in range(3))
+    qq, sq, zq = quantized(b, b.value(q), *(b.stored_tensor(t) for t in qs))
+    qk, sk, zk = quantized(b, b.value(k), *(b.stored_tensor(t) for t in ks))
+    qv, sv, zv = quantized(b, b.value(v), *(b.stored_tensor(t) for t in vs))
+    if mask is not None:
+        mask = float_mask(b, b.value(mask))
+    scale = float(np.float32(np.float64(sq) * np.float64(sk) * factor))
+    operands = [qq, qk, qv] + ([] if mask is None else [mask])
+    acc = b.emit("attention", operands, q_zero=zq, k_zero=zk, v_zero=zv, factor=scale, causal=bool(causal))
+    m = b.constant(np.asarray([np.float64(sv) / 255.0], np.float32), f"{b.site}.multiplier")
+    return b.emit("rescale", [acc, m])  # type: ignore[no-any-return]
+
+
+def float_mask(b: Builder, mask: Value) -> Value:
+    """A boolean mask (True: keep) as an additive one; a float mask as it is."""
+    if mask.dtype != "bool":
+        return mask
+    zero = b.constant(np.asarray(0.0, np.float32), "zero")
+    low = b.constant(np.asarray(-np.inf, np.float32), "minus_infinity")
+    return b.emit("where", [mask, zero, low])  # type: ignore[no-any-return]
+
+
+@handles("pennyweight.lstm.default")
+def _lstm(b: Builder, args: Any, kwargs: Any) -> Any:
+    *tensors, reverse = args
+    return b.emit("lstm", [None if t is None else b.value(t) for t in tensors], reverse=bool(reverse))
+
+
+@handles("pennyweight.gru.default")
+def _gru(b: Builder, args: Any, kwargs: Any) -> Any:
+    *tensors, reverse = args
+    return b.emit("gru", [None if t is None else b.value(t) for t in tensors], reverse=bool(reverse))

@@ -1,0 +1,29 @@
+"""Rewriting programs: float arithmetic between codes becomes integer ops. Each rule is a function of a program.
+
+`optimize` runs them in order; the caller verifies before and after. After it, the program is the law: the interpreter
+and every engine compute exactly what it says.
+"""
+
+from __future__ import annotations
+
+from pennyweight.program.ir import Program
+from pennyweight.program.rewrite.clean import drop_dead, fold_constants, join_equal
+from pennyweight.program.rewrite.fuse import fuse
+from pennyweight.program.rewrite.layout import sink_transposes
+from pennyweight.program.rewrite.push import push_quantize
+
+
+def optimize(program: Program) -> Program:
+    """All rules, until nothing changes."""
+    program = drop_dead(fold_constants(program))
+    program = drop_dead(fold_constants(sink_transposes(program)))
+    while True:
+        before = [(op.kind, op.inputs, op.outputs) for op in program.ops]
+        program = drop_dead(join_equal(program))
+        program = drop_dead(push_quantize(program))
+        program = drop_dead(fuse(join_equal(program)))
+        if before == [(op.kind, op.inputs, op.outputs) for op in program.ops]:
+            return program
+
+
+__all__ = ["optimize"]
