@@ -1,24 +1,24 @@
 """The exception tree. Every error says what is wrong, where, with which shapes, and what to do instead.
 
-    PennyweightError
-    ├── SpecError             a spec text that does not parse, or that a tensor's shape does not fit
-    ├── RegistryError         a name that no registry entry has
-    ├── GraphError            a model that could not be recorded
-    ├── PlanError
-    │   ├── UnusedRule        a rule that matches nothing
-    │   ├── NothingQuantized  a plan without a single quantized site
-    │   └── UnrealisableSite  a site that exists but cannot be given what the rule asks for
-    ├── CalibrationError
-    │   ├── EmptyCalibration  no batch, or a site that no batch reached
-    │   └── NonFinite         NaN or infinity, named by batch and site
-    ├── SolverError           a solver that could not find codes
-    ├── RecipeError           a recipe text with unknown keys or values
-    ├── ProgramError
-    │   ├── VerifyError       a program that breaks its own rules
-    │   └── LowerError        a model, or one of its calls, that has no whole-graph form
-    ├── InputError            an input of the wrong name, dtype or shape
-    ├── KernelError           no library, no kernel, no such instruction set
-    └── FormatError           a file that breaks a promise of docs/format.md
+PennyweightError
+├── SpecError             a spec text that does not parse, or that a tensor's shape does not fit
+├── RegistryError         a name that no registry entry has
+├── GraphError            a model that could not be recorded
+├── PlanError
+│   ├── UnusedRule        a rule that matches nothing
+│   ├── NothingQuantized  a plan without a single quantized site
+│   └── UnrealisableSite  a site that exists but cannot be given what the rule asks for
+├── CalibrationError
+│   ├── EmptyCalibration  no batch, or a site that no batch reached
+│   └── NonFinite         NaN or infinity, named by batch and site
+├── SolverError           a solver that could not find codes
+├── RecipeError           a recipe text with unknown keys or values
+├── ProgramError
+│   ├── VerifyError       a program that breaks its own rules
+│   └── LowerError        a model, or one of its calls, that has no whole-graph form
+├── InputError            an input of the wrong name, dtype or shape
+├── KernelError           no library, no kernel, no such instruction set
+└── FormatError           a file that breaks a promise of docs/format.md
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def state(model: nn.Module) -> State:
     found = getattr(model, "_pennyweight", None)
     if not isinstance(found, State):
         raise PennyweightError(
-            "this model was not prepared by pennyweight", site=type(model).__name__, hint="Call pw.prepare first."
+            "this model was not prepared by pennyweight",
+            site=type(model).__name__,
+            hint="Call pw.prepare first.",
         )
     return found
 
@@ -70,7 +72,12 @@ def clone(model: nn.Module) -> nn.Module:
 
 
 def prepare(
-    model: nn.Module, example: Any, recipe: str | Recipe = "int8", *, seed: int = 0, journal: Journal | None = None
+    model: nn.Module,
+    example: Any,
+    recipe: str | Recipe = "int8",
+    *,
+    seed: int = 0,
+    journal: Journal | None = None,
 ) -> nn.Module:
     """Plan a model and replace the modules that the plan names by twins, ready to be calibrated.
 
@@ -97,7 +104,7 @@ def prepare(
     context.rerecord = lambda: record(root, example)
     recipe.run(context, "float")
     context.graph = record(root, example)
-    plan = make_plan(context.graph, recipe.rules)
+    plan = make_plan(context.graph, recipe.rules, matrix_shapes(root, context.graph))
     for name, reason in plan.kept.items():
         log.add("kept", name, reason=reason)
     for site, spec in plan.sites().items():
@@ -113,6 +120,18 @@ def prepare(
     return root
 
 
+def matrix_shapes(root: nn.Module, graph: Graph) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes of the weights' matrix views by layer name."""
+    params = dict(root.named_parameters())
+    found: dict[str, list[tuple[int, ...]]] = {}
+    for node in graph:
+        if node.kind == "module" and node.op in twins:
+            found[node.name] = list(twins[node.op].shapes(root.get_submodule(node.path)))
+        elif node.kind == "call" and node.op == "linear" and node.params.get(1) in params:
+            found[node.name] = [tuple(params[node.params[1]].shape)]
+    return found
+
+
 def _insert_twins(root: nn.Module, plan: Plan, graph: Graph) -> dict[str, str]:
     """Swap in the twins; returns the bias parameter of each functional layer by call name."""
     modules = dict(root.named_modules())
@@ -121,7 +140,9 @@ def _insert_twins(root: nn.Module, plan: Plan, graph: Graph) -> dict[str, str]:
     for name, layer in plan.layers.items():
         if not layer.is_call:
             old = modules[name]
-            new = twins[layer.kind].prepare(old, layer) if not layer.keep else twins["keep"].prepare(old, layer)
+            new = (
+                twins[layer.kind].prepare(old, layer) if not layer.keep else twins["keep"].prepare(old, layer)
+            )
             replace_module(root, old, new)
             continue
         path, _, key = name.partition(":")
@@ -149,7 +170,9 @@ def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> n
     """
     st = state(model)
     if st.stage != "prepared":
-        raise CalibrationError(f"the model is {st.stage}, not prepared", hint="Calibrate once, after pw.prepare.")
+        raise CalibrationError(
+            f"the model is {st.stage}, not prepared", hint="Calibrate once, after pw.prepare."
+        )
     found = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
     needs = st.recipe.needs()
     if found and needs:
@@ -268,7 +291,9 @@ def quantize(
     if example is None:
         first = next(stream, None)
         if first is None:
-            raise EmptyCalibration("there is no calibration batch", hint="Pass an iterable with at least one input.")
+            raise EmptyCalibration(
+                "there is no calibration batch", hint="Pass an iterable with at least one input."
+            )
         example = first
         stream = _with_first(first, stream)
     prepared = prepare(model, example, recipe, seed=seed, journal=log)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pennyweight.errors import NothingQuantized, UnrealisableSite, UnusedRule, nearest
+from pennyweight.errors import NothingQuantized, SpecError, UnrealisableSite, UnusedRule, nearest
 from pennyweight.graph import ops
 from pennyweight.graph.graph import Graph, Node, Ref
 from pennyweight.spec import QuantSpec
 
 Keep = Literal["", "float32", "float16", "bfloat16"]
+Matrix = tuple[int, ...]  # shape of a weight's matrix view, [out, in]
 
 WEIGHTED = ops.CONVS | {"Linear", "Embedding", "EmbeddingBag", "MultiheadAttention"}
 RECURRENT = frozenset({"LSTM", "GRU", "LSTMCell", "GRUCell"})
@@ -41,6 +42,15 @@ class Site:
         return cls(path, tensor)
 
 
+def fits(spec: QuantSpec, shape: Matrix) -> bool:
+    """Whether the blocks of a spec divide a matrix."""
+    try:
+        spec.scale_shape(shape)
+    except SpecError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """What matching layers get. The first rule that matches a layer decides.
@@ -52,6 +62,7 @@ class Rule:
         input: spec of the activations; None leaves them in float.
         dynamic: range the activations at run time instead of calibrating them.
         keep: leave the layer in float, stored and computed as said.
+        fitting: match only weights that the block divides; others go on to the next rule.
         optional: do not complain when the rule matches nothing.
     """
 
@@ -61,11 +72,14 @@ class Rule:
     input: QuantSpec | None = None
     dynamic: bool = False
     keep: Keep = ""
+    fitting: bool = False
     optional: bool = False
 
-    def matches(self, name: str, kind: str) -> bool:
-        """Whether the rule decides for a layer of this name and type."""
-        return (not self.types or kind in self.types) and fnmatch.fnmatchcase(name, self.match)
+    def matches(self, name: str, kind: str, matrices: Sequence[Matrix] = ()) -> bool:
+        """Whether the rule decides for a layer of this name and type, whose weights are such matrices."""
+        if (self.types and kind not in self.types) or not fnmatch.fnmatchcase(name, self.match):
+            return False
+        return not self.fitting or self.weight is None or all(fits(self.weight, m) for m in matrices)
 
     def __str__(self) -> str:
         parts = [f"match={self.match!r}"]
@@ -137,7 +151,9 @@ class Plan:
         return self.layers[name]
 
 
-def make_plan(graph: Graph, rules: Sequence[Rule]) -> Plan:
+def make_plan(
+    graph: Graph, rules: Sequence[Rule], matrices: Mapping[str, Sequence[Matrix]] | None = None
+) -> Plan:
     """Apply rules to a recorded model.
 
     Layers with weights and matrix products are quantized as their rule says. The operations between them (sums,
@@ -145,7 +161,13 @@ def make_plan(graph: Graph, rules: Sequence[Rule]) -> Plan:
     stay integers from one product to the next. The last summand that comes fresh from a product stays in its
     accumulator.
 
+    Args:
+        graph: from `record`.
+        rules: the first that matches a layer decides.
+        matrices: shapes of the weights of each layer, to check blocks against.
+
     Raises:
+        SpecError: if a block does not divide a weight.
         UnusedRule: if a rule that is not optional matches no layer.
         NothingQuantized: if no layer is quantized.
         UnrealisableSite: if a rule asks for what a layer cannot have.
@@ -159,11 +181,14 @@ def make_plan(graph: Graph, rules: Sequence[Rule]) -> Plan:
     kept: dict[str, str] = {}
     for name, nodes in named.items():
         if _is_layer(nodes[0]):
-            rule = _first(rules, nodes[0], used)
+            shapes = matrices.get(name, ()) if matrices else ()
+            rule = _first(rules, nodes[0], used, shapes)
             if rule is None:
                 kept[name] = "no rule matches"
             else:
                 _plan_layer(name, nodes[0], rule, layers, kept)
+                if name in layers:
+                    _check_blocks(layers[name], shapes)
     glue = _plan_glue(graph, named, rules, layers, kept, used)
     layers.update(glue)
     unused = [r for i, r in enumerate(rules) if i not in used and not r.optional]
@@ -187,15 +212,31 @@ def _is_layer(node: Node) -> bool:
     return node.op in ops.FUNCTIONAL_LAYERS | ops.MATMULS | ops.ATTENTION
 
 
-def _first(rules: Sequence[Rule], node: Node, used: set[int]) -> Rule | None:
+def _check_blocks(layer: LayerPlan, shapes: Sequence[Matrix]) -> None:
+    for shape in shapes if layer.weight is not None else ():
+        try:
+            layer.weight.scale_shape(shape)  # type: ignore[union-attr]
+        except SpecError as error:
+            raise SpecError(
+                error.what,
+                site=f"{layer.name}:weight",
+                spec=str(layer.weight),
+                shapes=str(shape),
+                hint=error.hint,
+            ) from None
+
+
+def _first(rules: Sequence[Rule], node: Node, used: set[int], shapes: Sequence[Matrix] = ()) -> Rule | None:
     for i, rule in enumerate(rules):
-        if rule.matches(node.name, node.op):
+        if rule.matches(node.name, node.op, shapes):
             used.add(i)
             return rule
     return None
 
 
-def _plan_layer(name: str, node: Node, rule: Rule, layers: dict[str, LayerPlan], kept: dict[str, str]) -> None:
+def _plan_layer(
+    name: str, node: Node, rule: Rule, layers: dict[str, LayerPlan], kept: dict[str, str]
+) -> None:
     if rule.keep:
         kept[name] = f"kept in {rule.keep} by rule {rule.match!r}"
         if rule.keep != "float32" and node.kind == "module":
@@ -219,7 +260,10 @@ def _plan_layer(name: str, node: Node, rule: Rule, layers: dict[str, LayerPlan],
         return
     if weight is None and specs and node.op not in ops.MATMULS | ops.ATTENTION:
         raise UnrealisableSite(
-            "activations are quantized but the weight is not", site=name, spec=str(rule), hint="Give the rule a weight."
+            "activations are quantized but the weight is not",
+            site=name,
+            spec=str(rule),
+            hint="Give the rule a weight.",
         )
     if any(not s.per_tensor for s in specs.values()) and not dynamic:
         raise UnrealisableSite(

@@ -90,7 +90,9 @@ def blocked(x: Tensor, scale_shape: tuple[int, ...]) -> Tensor:
         raise SpecError("scales and tensor have different ranks", shapes=f"{tuple(x.shape)}, {scale_shape}")
     for size, blocks in zip(x.shape, scale_shape, strict=True):
         if size and (blocks == 0 or size % blocks):
-            raise SpecError(f"{blocks} blocks do not divide {size}", shapes=f"{tuple(x.shape)}, {scale_shape}")
+            raise SpecError(
+                f"{blocks} blocks do not divide {size}", shapes=f"{tuple(x.shape)}, {scale_shape}"
+            )
         shape += [blocks, size // blocks if blocks else 0]
     return x.reshape(shape)
 

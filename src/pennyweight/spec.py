@@ -79,7 +79,8 @@ class QuantSpec:
             block = tuple(None if b == "*" else int(b) for b in match["block"].split(","))
         except ValueError:
             raise SpecError(
-                f"block [{match['block']}] of {text!r} is not a list of sizes", hint="Sizes or *, as in [1,*]."
+                f"block [{match['block']}] of {text!r} is not a list of sizes",
+                hint="Sizes or *, as in [1,*].",
             ) from None
         scale: QuantSpec | ScaleFormat = "fp32"
         if match["spec"] is not None:
@@ -87,7 +88,8 @@ class QuantSpec:
         elif match["scale"] is not None:
             if match["scale"] not in SCALE_BITS:
                 raise SpecError(
-                    f"scale format {match['scale']!r} of {text!r} is unknown", hint=f"One of {list(SCALE_BITS)}."
+                    f"scale format {match['scale']!r} of {text!r} is unknown",
+                    hint=f"One of {list(SCALE_BITS)}.",
                 )
             scale = cast("ScaleFormat", match["scale"])
         return cls(match["grid"], () if block == (None,) else block, _ZERO_TEXT[match["zero"] or ""], scale)

@@ -1,4 +1,4 @@
-"""The demonstration network: a residual CNN for 28 x 28 grey images (He et al. 2015, section 4.2, widened and shortened)."""
+"""The demonstration network: a residual CNN for 28 x 28 grey images, after He et al. 2015, section 4.2."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(cout)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or cin != cout:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, cin, H, W] -> [N, cout, H / stride, W / stride]."""

@@ -73,7 +73,7 @@ def train(model: FashionNet, x: Tensor, y: Tensor, epochs: int, batch: int = 128
                 logits = model(images)
             loss = F.cross_entropy(logits.float(), y[index], label_smoothing=0.05)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             total += loss.item()
@@ -82,7 +82,9 @@ def train(model: FashionNet, x: Tensor, y: Tensor, epochs: int, batch: int = 128
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--epochs", type=int, default=20)
@@ -96,7 +98,9 @@ def main() -> None:
     train(model, train_x, train_y, args.epochs)
     print(f"test top-1 {accuracy(model, test_x, test_y):.2f} % on {len(test_x)} images")
     args.out.mkdir(parents=True, exist_ok=True)
-    state = {k: v.contiguous() for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = {
+        k: v.contiguous() for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")
+    }
     save_file(state, args.out / "weights.safetensors", {"seed": str(SEED), "epochs": str(args.epochs)})
     calibration = train_x[:: len(train_x) // 512][:512]
     arrays = (test_x.numpy(), test_y.numpy().astype(np.uint8), calibration.numpy())

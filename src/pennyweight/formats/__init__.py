@@ -12,21 +12,32 @@ from pennyweight.registry import Registry
 
 @runtime_checkable
 class Grid(Protocol):
-    """The levels of a number format, before scaling.
+    """The levels of a number format, before scaling."""
 
-    Attributes:
-        name: registry name, as it stands in a spec.
-        bits: stored bits of a code.
-        dtype: torch dtype that holds a code.
-        has_zero: whether 0.0 is a level.
-        affine: whether levels are consecutive integers, so that an integer zero point keeps zero exact.
-    """
+    @property
+    def name(self) -> str:
+        """Registry name."""
+        ...
 
-    name: str
-    bits: int
-    dtype: torch.dtype
-    has_zero: bool
-    affine: bool
+    @property
+    def bits(self) -> int:
+        """Stored bits of a code."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What holds a code."""
+        ...
+
+    @property
+    def has_zero(self) -> bool:
+        """Whether 0.0 is a level."""
+        ...
+
+    @property
+    def affine(self) -> bool:
+        """Whether levels are consecutive integers, so that an integer zero point keeps zero exact."""
+        ...
 
     def levels(self) -> Tensor:
         """All levels, ascending, float32 [n]."""

@@ -23,7 +23,11 @@ UNARY = frozenset(
     logsigmoid exp erf sqrt abs square""".split()
 )
 BINARY = frozenset("add sub mul".split())
-POOLS = frozenset("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean".split())
+POOLS = frozenset(
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean".split()
+)
 MATMULS = frozenset("matmul bmm rmatmul".split())
 ATTENTION = frozenset({"scaled_dot_product_attention"})
-FUNCTIONAL_LAYERS = frozenset("linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
+FUNCTIONAL_LAYERS = frozenset(
+    "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
+)

@@ -21,7 +21,13 @@ from pennyweight.graph.graph import Graph, Node, Ref, Value
 
 Batch = Any  # a tensor, a tuple of positional arguments, or a dict of keyword arguments
 
-_REFLECTED = {"__radd__": "add", "__rmul__": "mul", "__rsub__": "rsub", "__rtruediv__": "rdiv", "__rmatmul__": "rmatmul"}
+_REFLECTED = {
+    "__radd__": "add",
+    "__rmul__": "mul",
+    "__rsub__": "rsub",
+    "__rtruediv__": "rdiv",
+    "__rmatmul__": "rmatmul",
+}
 _SYNONYMS = {
     "truediv": "div",
     "divide": "div",

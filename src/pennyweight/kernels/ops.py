@@ -10,7 +10,9 @@ from torch import Tensor
 
 from pennyweight.kernels import reference
 
-_GEOMETRY = "int[] shape, int[] stride, int[] padding, int[] dilation, int[] extra, int groups, bool transposed"
+_GEOMETRY = (
+    "int[] shape, int[] stride, int[] padding, int[] dilation, int[] extra, int groups, bool transposed"
+)
 
 SCHEMAS = {
     "round_to_codes": "(Tensor x, Tensor scale, Tensor zero) -> Tensor",
@@ -48,7 +50,9 @@ def conv_shape(
 
 def _fake_conv(x: Tensor, *args: Any) -> Tensor:
     shape, stride, padding, dilation, extra, _groups, transposed = args[-7:]
-    return x.new_empty([x.shape[0], shape[0], *conv_shape(x.shape[2:], shape, stride, padding, dilation, extra, transposed)])
+    return x.new_empty(
+        [x.shape[0], shape[0], *conv_shape(x.shape[2:], shape, stride, padding, dilation, extra, transposed)]
+    )
 
 
 def _fake_matmul(a: Tensor, b: Tensor, *args: Any) -> Tensor:

@@ -5,6 +5,8 @@ Everything follows docs/numerics.md.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,13 +54,20 @@ def rescale(acc: Tensor, row: Tensor, column: Tensor, bias: Tensor | None) -> Te
     return y if bias is None else y + bias
 
 
-def linear(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: Tensor) -> Tensor:
-    """`y = float32(acc) * float32(sx * sw)`, `acc = sum (qx - zx) qw + bias`."""
+def linear(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: Tensor
+) -> Tensor:
+    """`y = float32(acc) * float32(sx * sw)`, `acc = sum (qx - zx) qw + bias`; a float bias is added last."""
     q = (to_codes(x, x_scale, x_zero) - x_zero).double()
-    acc = q @ codes.double().T
-    if bias is not None:
-        acc = acc + bias.double()
-    return acc.float() * static_scale(x_scale, scale)
+    return _static(q @ codes.double().T, bias, static_scale(x_scale, scale))
+
+
+def _static(acc: Tensor, bias: Tensor | None, multiplier: Tensor) -> Tensor:
+    if bias is None:
+        return acc.float() * multiplier
+    if bias.is_floating_point():
+        return acc.float() * multiplier + bias
+    return (acc + bias.double()).float() * multiplier
 
 
 def static_scale(x_scale: Tensor, scale: Tensor) -> Tensor:
@@ -81,7 +90,8 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, n: int)
     w = codes.float().unflatten(1, (groups, -1))  # [out, groups, group]
     if zero is not None:
         w = w - zero.unsqueeze(-1)
-    return (w * scale.unsqueeze(-1)).flatten(1)
+    out: Tensor = (w * scale.unsqueeze(-1)).flatten(1)
+    return out
 
 
 def linear_weight(
@@ -92,15 +102,24 @@ def linear_weight(
 
 
 def _convolve(
-    x: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints, extra: Ints, groups: int, transposed: bool
+    x: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    extra: Ints,
+    groups: int,
+    transposed: bool,
 ) -> Tensor:
     dims = len(stride)
     if transposed:
-        conv = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[dims]
+        transpose: Any = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[dims]
         weight = backward_weight(weight, True, groups)
-        return conv(x, weight, None, stride, padding, extra, groups, dilation)  # type: ignore[operator, no-any-return]
-    conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
-    return conv(x, weight, None, stride, padding, dilation, groups)  # type: ignore[operator, no-any-return]
+        y: Tensor = transpose(x, weight, None, stride, padding, extra, groups, dilation)
+    else:
+        plain: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims]
+        y = plain(x, weight, None, stride, padding, dilation, groups)
+    return y
 
 
 def per_channel(v: Tensor, dims: int) -> Tensor:
@@ -115,9 +134,9 @@ def conv(
     """Convolution on codes; padding is with zero, that is with code `zx`."""
     q = (to_codes(x, x_scale, x_zero) - x_zero).double()
     acc = _convolve(q, codes.double().reshape(shape), stride, padding, dilation, extra, groups, transposed)
-    if bias is not None:
-        acc = acc + per_channel(bias.double(), len(stride))
-    return acc.float() * per_channel(static_scale(x_scale, scale), len(stride))
+    dims = len(stride)
+    shaped = None if bias is None else per_channel(bias, dims)
+    return _static(acc, shaped, per_channel(static_scale(x_scale, scale), dims))
 
 
 def conv_dynamic(

@@ -1,4 +1,4 @@
-"""Twins: one module per module type, whatever the scheme. A twin shares the float parameters; converted, it holds codes.
+"""Twins: one module per module type, whatever the scheme. A twin shares the float parameters, then holds codes.
 
 Each entry of `twins` is a `Family` under the class name of the float module it stands for.
 """
@@ -22,6 +22,10 @@ class Family(Protocol):
 
     def convert(self, twin: nn.Module) -> nn.Module:
         """The integer module of a calibrated and solved twin."""
+        ...
+
+    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
+        """Shapes of the weights' matrix views, [out, in]."""
         ...
 
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:

@@ -55,7 +55,9 @@ class CallTwin(nn.Module):
         self.weight_shape = tuple(weight.shape)
         if self.solved:
             transposed, groups = is_transposed(self.layer.kind), conv_groups(self.layer.kind, bound)
-            forward = self.solved["weight"].dequantize().reshape(forward_weight(weight, transposed, groups).shape)
+            forward = (
+                self.solved["weight"].dequantize().reshape(forward_weight(weight, transposed, groups).shape)
+            )
             weight = backward_weight(forward, transposed, groups)
         return (bound[0], weight, *bound[2:])
 
@@ -72,15 +74,12 @@ def conv_groups(kind: str, bound: tuple[Any, ...]) -> int:
 
 def bind_layer(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """Operands of `F.linear`, `F.conv*` or `F.conv_transpose*` in the order of their signature, defaults filled in."""
-    if kind == "linear":
-        names, defaults = ("input", "weight", "bias"), (None, None, None)
-    elif is_transposed(kind):
-        names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-        defaults = (None, None, None, 1, 0, 0, 1, 1)  # type: ignore[assignment]
-    else:
-        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")  # type: ignore[assignment]
-        defaults = (None, None, None, 1, 0, 1, 1)  # type: ignore[assignment]
-    return tuple(args[i] if i < len(args) else kwargs.get(n, defaults[i]) for i, n in enumerate(names))
+    signature: dict[str, Any] = {"input": None, "weight": None, "bias": None}
+    if is_transposed(kind):
+        signature |= {"stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1}
+    elif kind != "linear":
+        signature |= {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+    return tuple(args[i] if i < len(args) else kwargs.get(n, d) for i, (n, d) in enumerate(signature.items()))
 
 
 class IntegerCall(nn.Module):
@@ -100,13 +99,17 @@ class IntegerCall(nn.Module):
 
     def parameters_of(self, position: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of an operand."""
-        return cast("Tensor", getattr(self, f"scale_{position}")), cast("Tensor", getattr(self, f"zero_{position}"))
+        return cast("Tensor", getattr(self, f"scale_{position}")), cast(
+            "Tensor", getattr(self, f"zero_{position}")
+        )
 
     def forward(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `func` on rounded operands."""
         flat, tree = tree_flatten((args, kwargs))
         for position in self.positions:
-            flat[position] = torch.ops.pennyweight.round_to_codes(flat[position], *self.parameters_of(position))
+            flat[position] = torch.ops.pennyweight.round_to_codes(
+                flat[position], *self.parameters_of(position)
+            )
         args, kwargs = tree_unflatten(flat, tree)
         return func(*args, **kwargs)
 
@@ -128,9 +131,13 @@ class IntegerAttention(IntegerCall):
 
     def forward(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """query [..., t, d], key [..., s, d], value [..., s, e] -> [..., t, e]."""
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-        defaults = (None, None, None, None, 0.0, False, None, False)
-        values = [args[i] if i < len(args) else kwargs.get(n, defaults[i]) for i, n in enumerate(names)]
+        signature: dict[str, Any] = {
+            "query": None, "key": None, "value": None, "attn_mask": None, "dropout_p": 0.0, "is_causal": False,
+            "scale": None, "enable_gqa": False,
+        }  # fmt: skip
+        values = [
+            args[i] if i < len(args) else kwargs.get(n, d) for i, (n, d) in enumerate(signature.items())
+        ]
         query, key, value, mask, dropout, causal, scale, grouped = values
         if dropout:
             raise UnrealisableSite("attention with dropout runs in float", site=self.layer.name)
@@ -139,7 +146,9 @@ class IntegerAttention(IntegerCall):
             key, value = key.repeat_interleave(repeat, -3), value.repeat_interleave(repeat, -3)
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         q, k, v = self.parameters_of(0), self.parameters_of(1), self.parameters_of(2)
-        return torch.ops.pennyweight.attention(query, key, value, mask, bool(causal), float(scale), *q, *k, *v)
+        return torch.ops.pennyweight.attention(
+            query, key, value, mask, bool(causal), float(scale), *q, *k, *v
+        )
 
 
 class IntegerLayerCall(IntegerWeight):
@@ -156,7 +165,7 @@ class IntegerLayerCall(IntegerWeight):
         self.transposed = transposed
         if "0" in twin.quantizers:
             self.calibrated(cast("ActivationQuantizer", twin.quantizers["0"]))
-            bias = bias_codes(bias, self.x_scale, self.scale, twin.layer.name)
+            bias = bias_codes(bias, self.x_scale, self.scale)
         self.register_buffer("bias", bias)
 
     def forward(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -168,7 +177,9 @@ class IntegerLayerCall(IntegerWeight):
                 return o.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero)
             if self.mode == "dynamic":
                 return o.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)
-            return o.linear_weight(x, self.codes, self.scale, self.zero, self.bias, self.bits, self.in_features)
+            return o.linear_weight(
+                x, self.codes, self.scale, self.zero, self.bias, self.bits, self.in_features
+            )
         dims = len(self.shape) - 2
         stride, padding = _tuple(bound[3], dims), bound[4]
         if self.transposed:
@@ -176,7 +187,11 @@ class IntegerLayerCall(IntegerWeight):
         else:
             extra, groups, dilation = [0] * dims, bound[6], _tuple(bound[5], dims)
         if isinstance(padding, str):
-            padding = [d * (k - 1) // 2 for d, k in zip(dilation, self.shape[2:], strict=True)] if padding == "same" else 0
+            padding = (
+                [d * (k - 1) // 2 for d, k in zip(dilation, self.shape[2:], strict=True)]
+                if padding == "same"
+                else 0
+            )
         geometry = (list(self.shape), stride, _tuple(padding, dims), dilation, extra, groups, self.transposed)
         if self.mode == "static":
             return o.conv(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry)

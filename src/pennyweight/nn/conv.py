@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -31,7 +32,7 @@ def forward_weight(weight: Tensor, transposed: bool, groups: int) -> Tensor:
     """The weight with the output channel first, [out, in / groups, *kernel]."""
     if not transposed:
         return weight
-    w = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # [g, out / g, in / g, *kernel]
+    w: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # [g, out / g, in / g, *kernel]
     return w.flatten(0, 1)
 
 
@@ -39,7 +40,7 @@ def backward_weight(weight: Tensor, transposed: bool, groups: int) -> Tensor:
     """The inverse of `forward_weight`."""
     if not transposed:
         return weight
-    w = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # [g, in / g, out / g, *kernel]
+    w: Tensor = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # [g, in / g, out / g, *kernel]
     return w.flatten(0, 1)
 
 
@@ -66,19 +67,19 @@ class ConvTwin(_ConvNd):
             weight = backward_weight(solved, self.transposed, self.groups)
         dims = len(self.kernel_size)
         if self.transposed:
-            extra = self.output_padding
+            extra: Any = self.output_padding
             if output_size is not None:
                 extra = _ConvTransposeNd._output_padding(
                     cast("Any", self), x, output_size, list(self.stride), list(cast("Any", self.padding)),
                     list(self.kernel_size), dims, list(self.dilation),
                 )  # fmt: skip
-            y: Tensor = _TRANSPOSE[dims](
+            out: Tensor = _TRANSPOSE[dims](
                 x, weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
             )
-            return y
-        x, padding = pad_input(x, self)
-        y = _CONV[dims](x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
-        return y
+        else:
+            x, padding = pad_input(x, self)
+            out = _CONV[dims](x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return out
 
 
 def pad_input(x: Tensor, module: Any) -> tuple[Tensor, list[int]]:
@@ -106,7 +107,11 @@ class IntegerConv(IntegerWeight):
     def __init__(self, twin: ConvTwin, q: QTensor) -> None:
         weight = forward_weight(twin.weight.detach(), twin.transposed, twin.groups)
         super().__init__(twin.layer, q, tuple(weight.shape))
-        self.kernel_size, self.stride, self.dilation = twin.kernel_size, list(twin.stride), list(twin.dilation)
+        self.kernel_size, self.stride, self.dilation = (
+            twin.kernel_size,
+            list(twin.stride),
+            list(twin.dilation),
+        )
         self.groups, self.transposed, self.padding = twin.groups, twin.transposed, twin.padding
         self.output_padding, self.padding_mode = list(twin.output_padding), twin.padding_mode
         self._reversed_padding_repeated_twice = list(twin._reversed_padding_repeated_twice)
@@ -120,7 +125,15 @@ class IntegerConv(IntegerWeight):
         batched = x.ndim == len(self.kernel_size) + 2
         x = x if batched else x.unsqueeze(0)
         shape = list(self.shape)
-        geometry = (shape, self.stride, padding, self.dilation, self.output_padding, self.groups, self.transposed)
+        geometry = (
+            shape,
+            self.stride,
+            padding,
+            self.dilation,
+            self.output_padding,
+            self.groups,
+            self.transposed,
+        )
         ops = torch.ops.pennyweight
         if self.mode == "static":
             y: Tensor = ops.conv(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry)
@@ -165,6 +178,11 @@ class ConvFamily:
         """A `ConvTwin`."""
         return self.twin(cast("_ConvNd", module), layer)
 
+    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
+        """One weight."""
+        conv = cast("_ConvNd", module)
+        return [(conv.out_channels, conv.in_channels // conv.groups * math.prod(conv.kernel_size))]
+
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
         """The weight, [out, in / groups * kernel]."""
         conv = cast("ConvTwin", twin)
@@ -174,13 +192,20 @@ class ConvFamily:
         """An `IntegerConv`."""
         conv = cast("ConvTwin", twin)
         out = IntegerConv(conv, conv.solved["weight"])
-        bias = None if conv.bias is None else conv.bias.detach().float()
+        bias: Tensor | None = None if conv.bias is None else conv.bias.detach().float()
         if conv.input is not None:
             out.calibrated(conv.input)
-            bias = bias_codes(bias, out.x_scale, out.scale, conv.layer.name)
+            bias = bias_codes(bias, out.x_scale, out.scale)
         out.register_buffer("bias", bias)
         return out
 
 
-for _twin in (Conv1dTwin, Conv2dTwin, Conv3dTwin, ConvTranspose1dTwin, ConvTranspose2dTwin, ConvTranspose3dTwin):
+for _twin in (
+    Conv1dTwin,
+    Conv2dTwin,
+    Conv3dTwin,
+    ConvTranspose1dTwin,
+    ConvTranspose2dTwin,
+    ConvTranspose3dTwin,
+):
     twins.add(_twin.__name__.removesuffix("Twin"), ConvFamily(_twin))

@@ -47,7 +47,9 @@ class IntegerEmbedding(IntegerWeight):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [...] -> [..., width]."""
-        out: Tensor = torch.ops.pennyweight.embedding(ids, self.codes, self.scale, self.zero, self.bits, self.shape[1])
+        out: Tensor = torch.ops.pennyweight.embedding(
+            ids, self.codes, self.scale, self.zero, self.bits, self.shape[1]
+        )
         return out
 
 
@@ -57,6 +59,11 @@ class EmbeddingFamily:
     def prepare(self, module: nn.Module, layer: LayerPlan) -> nn.Module:
         """An `EmbeddingTwin`."""
         return EmbeddingTwin(cast("nn.Embedding", module), layer)
+
+    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
+        """One table."""
+        table = cast("nn.Embedding", module)
+        return [(table.num_embeddings, table.embedding_dim)]
 
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
         """The table, [rows, width]."""

@@ -92,7 +92,7 @@ def unsigned_params(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
 
 def _refuse_unfit(layer: LayerPlan, q: QTensor) -> None:
     rows = q.codes.shape[0]
-    if q.zero is not None or tuple(q.scale.shape) not in ((rows, 1), (1, 1)):
+    if q.zero is not None or tuple(q.scales().shape) not in ((rows, 1), (1, 1)):
         raise UnrealisableSite(
             "with integer activations a weight has one scale per row or per tensor and no zero point",
             site=layer.name,
@@ -101,22 +101,17 @@ def _refuse_unfit(layer: LayerPlan, q: QTensor) -> None:
         )
 
 
-def bias_codes(bias: Tensor | None, x_scale: Tensor, w_scale: Tensor, site: str) -> Tensor | None:
+def bias_codes(bias: Tensor | None, x_scale: Tensor, w_scale: Tensor) -> Tensor | None:
     """int32 bias at scale `x_scale * w_scale`: `rint(b / (sx * sw))`, computed in float64. Shapes: [out].
 
-    Raises:
-        UnrealisableSite: if a code does not fit 31 bits, which leaves room for the products.
+    Where a code would leave no room for the products in int32 (a channel whose weights are almost zero), the float
+    bias itself is returned, to be added after the product.
     """
     if bias is None:
         return None
     codes = torch.round(bias.double() / (x_scale.double() * w_scale.double()))
     if bool((codes.abs() > INT32_MAX // 2).any()):
-        worst = int(codes.abs().argmax())
-        raise UnrealisableSite(
-            f"the bias of channel {worst} needs {float(codes[worst]):.3g} steps of its scale, beyond int32",
-            site=site,
-            hint="The channel's weights are almost zero: keep the layer in float, or prune the channel.",
-        )
+        return bias.float()
     return codes.to(torch.int32)
 
 

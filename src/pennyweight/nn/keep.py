@@ -58,6 +58,10 @@ class KeepFamily:
             )
         return HalfWeight(module, layer)
 
+    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
+        """Nothing to check."""
+        return []
+
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
         """Nothing to solve."""
         return {}

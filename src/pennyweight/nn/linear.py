@@ -55,7 +55,9 @@ class IntegerLinear(IntegerWeight):
         elif self.mode == "dynamic":
             y = ops.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)
         else:
-            y = ops.linear_weight(x, self.codes, self.scale, self.zero, self.bias, self.bits, self.in_features)
+            y = ops.linear_weight(
+                x, self.codes, self.scale, self.zero, self.bias, self.bits, self.in_features
+            )
         return y
 
 
@@ -66,6 +68,11 @@ class LinearFamily:
         """A `LinearTwin`."""
         return LinearTwin(cast("nn.Linear", module), layer)
 
+    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
+        """One weight."""
+        linear = cast("nn.Linear", module)
+        return [(linear.out_features, linear.in_features)]
+
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
         """The weight, [out, in]."""
         return {"weight": cast("nn.Linear", twin).weight.detach()}
@@ -75,10 +82,10 @@ class LinearFamily:
         twin = cast("LinearTwin", twin)
         q = twin.solved["weight"]
         out = IntegerLinear(twin.layer, q, (twin.out_features, twin.in_features))
-        bias = None if twin.bias is None else twin.bias.detach().float()
+        bias: Tensor | None = None if twin.bias is None else twin.bias.detach().float()
         if twin.input is not None:
             out.calibrated(twin.input)
-            bias = bias_codes(bias, out.x_scale, out.scale, twin.layer.name)
+            bias = bias_codes(bias, out.x_scale, out.scale)
         out.register_buffer("bias", bias)
         return out
 

@@ -31,7 +31,11 @@ class SiteMode(TorchFunctionMode):
         self.busy = False
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         owner, counts = self.stack[-1] if self.stack else (None, {})
@@ -63,7 +67,7 @@ class _EnterRoot:
         mode.stack.append((module, {}))
         modes = _state.__dict__.setdefault("modes", [])
         modes.append(mode)
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]
 
 
 class _LeaveRoot:

@@ -60,13 +60,18 @@ class FoldBatchNorm:
             norm: Any = root.get_submodule(node.path)
             layer: Any = root.get_submodule(producer.path)
             if norm.training or norm.running_mean is None:
-                context.journal.add("not folded", node.path, reason="it normalises by the statistics of the batch")
+                context.journal.add(
+                    "not folded", node.path, reason="it normalises by the statistics of the batch"
+                )
                 continue
             transposed, groups = getattr(layer, "transposed", False), getattr(layer, "groups", 1)
             weight, bias = folded(forward_weight(layer.weight, transposed, groups), layer.bias, norm)
             new = copy.copy(layer)
             new._parameters = dict(layer._parameters)
-            new.weight = nn.Parameter(backward_weight(weight, transposed, groups).contiguous(), requires_grad=layer.weight.requires_grad)
+            new.weight = nn.Parameter(
+                backward_weight(weight, transposed, groups).contiguous(),
+                requires_grad=layer.weight.requires_grad,
+            )
             new.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
             replace_module(root, layer, new)
             replace_module(root, norm, nn.Identity())

@@ -76,5 +76,10 @@ class Solve:
             twin.solved[name] = q
             before = matrix.numel() * matrix.element_size()
             context.journal.add(
-                "weight", site, spec=str(q.spec), sqnr_db=sqnr(matrix, q.dequantize()), before=before, after=q.nbytes
+                "weight",
+                site,
+                spec=str(q.spec),
+                sqnr_db=sqnr(matrix, q.dequantize()),
+                before=before,
+                after=q.nbytes,
             )

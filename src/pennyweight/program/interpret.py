@@ -20,7 +20,7 @@ def interpret(program: Program, inputs: Mapping[str, Array], *, keep: bool = Fal
     """
     arrays = check_inputs(program, inputs)
     symbols = program.bind({n: a.shape for n, a in arrays.items()})
-    values: dict[str, Any] = {n: c for n, c in program.constants.items()}
+    values: dict[str, Any] = dict(program.constants)
     values.update(arrays)
     last = {n: i for i, op in enumerate(program.ops) for n in op.inputs}
     for i, op in enumerate(program.ops):
@@ -58,5 +58,7 @@ def check_inputs(program: Program, inputs: Mapping[str, Array]) -> dict[str, Arr
     symbols = program.bind({n: a.shape for n, a in arrays.items()})
     for name, kind in program.inputs.items():
         if arrays[name].shape != tuple(evaluate(d, symbols) for d in kind.shape):
-            raise InputError(f"input {name!r} has the wrong shape", shapes=f"{arrays[name].shape}, wanted {kind}")
+            raise InputError(
+                f"input {name!r} has the wrong shape", shapes=f"{arrays[name].shape}, wanted {kind}"
+            )
     return arrays

@@ -190,7 +190,9 @@ def _walk(node: ast.expr, symbols: Mapping[str, int]) -> int:
         return _OPERATORS[type(node.op)](_walk(node.left, symbols), _walk(node.right, symbols))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_walk(node.operand, symbols)
-    raise VerifyError(f"{ast.unparse(node)!r} is not a size", hint=f"Symbols: {', '.join(symbols) or 'none'}.")
+    raise VerifyError(
+        f"{ast.unparse(node)!r} is not a size", hint=f"Symbols: {', '.join(symbols) or 'none'}."
+    )
 
 
 SIZE_ATTRS = frozenset({"shape", "starts", "stops", "pads", "size", "kernel", "repeats"})

@@ -51,7 +51,9 @@ def verify(program: Program) -> dict[str, TensorType]:
             raise VerifyError(f"dtype {kind.dtype!r} is unknown", hint=nearest(kind.dtype, DTYPES, "dtypes"))
     for name, constant in program.constants.items():
         if constant.dtype not in DTYPES or constant.data.dtype != numpy_dtype(constant.dtype):
-            raise VerifyError(f"constant {name!r} does not hold {constant.dtype}", shapes=str(constant.data.dtype))
+            raise VerifyError(
+                f"constant {name!r} does not hold {constant.dtype}", shapes=str(constant.data.dtype)
+            )
     for op in program.ops:
         if op.kind not in definitions:
             raise VerifyError(
@@ -82,7 +84,9 @@ def _check_attrs(kind: str, attrs: Mapping[str, Any], site: str) -> None:
     known = definitions[kind].attrs
     for key in attrs:
         if key not in known:
-            raise VerifyError(f"op {kind} has no attribute {key!r}", site=site, hint=nearest(key, known, "attributes"))
+            raise VerifyError(
+                f"op {kind} has no attribute {key!r}", site=site, hint=nearest(key, known, "attributes")
+            )
     for key in known:
         if key not in attrs:
             raise VerifyError(f"op {kind} lacks attribute {key!r}", site=site)

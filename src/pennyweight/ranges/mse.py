@@ -41,7 +41,7 @@ class MSE:
         steps: candidates for f, evenly spaced in [shrink, 1].
         shrink: smallest f.
         power: p; 2 is the mean squared error, 2.4 is GPTQ's choice for weights.
-    Source: Nagel et al. 2021 (arXiv:2106.08295), equation 16; Frantar et al. 2022 (IST-DASLab/gptq, quant.py) for p = 2.4.
+    Source: Nagel et al. 2021 (arXiv:2106.08295), equation 16; p = 2.4: Frantar et al. 2022 (IST-DASLab/gptq).
     """
 
     steps: int = 100
@@ -61,7 +61,9 @@ class MSE:
         if grid.affine and spec.zero == "none" and float(grid.levels()[0]) == -float(grid.levels()[-1]) - 1:
             signed = Signed()(stat, spec).scale
             for f in self._factors():
-                best, best_error = _better(best, best_error, QParams(signed * f), values, weights, spec, self.power)
+                best, best_error = _better(
+                    best, best_error, QParams(signed * f), values, weights, spec, self.power
+                )
         f_lo, f_hi = torch.ones_like(lo), torch.ones_like(hi)
         for move_lo, move_hi in ((True, True), (True, False), (False, True)):
             if spec.zero == "none" and not (move_lo and move_hi):
@@ -91,7 +93,13 @@ def _select(win: Tensor, a: QParams, b: QParams) -> QParams:
 
 
 def _better(
-    best: QParams, error: Tensor, trial: QParams, values: Tensor, weights: Tensor, spec: QuantSpec, power: float
+    best: QParams,
+    error: Tensor,
+    trial: QParams,
+    values: Tensor,
+    weights: Tensor,
+    spec: QuantSpec,
+    power: float,
 ) -> tuple[QParams, Tensor]:
     trial_error = range_error(values, weights, trial, spec, power)
     win = trial_error < error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 
@@ -36,8 +36,9 @@ class Signed:
         """
         grid = grids[spec.grid]
         if not isinstance(grid, Integer) or grid.qmin != -grid.qmax - 1 or spec.zero != "none":
-            raise SpecError("a signed scale needs a full-range signed integer without zero point", spec=str(spec))
-        grid = cast("Integer", grid)
+            raise SpecError(
+                "a signed scale needs a full-range signed integer without zero point", spec=str(spec)
+            )
         if not bool(torch.isfinite(stat.lo).all() & torch.isfinite(stat.hi).all()):
             raise NonFinite("a range has NaN or infinite bounds", spec=str(spec))
         extreme = torch.where(-stat.lo >= stat.hi, stat.lo, stat.hi)

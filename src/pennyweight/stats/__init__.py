@@ -14,20 +14,22 @@ from pennyweight.registry import Registry
 
 @runtime_checkable
 class Statistic(Protocol):
-    """What a range rule reads.
-
-    Attributes:
-        lo: least value, shape of the blocks (0-d for a whole-tensor statistic).
-        hi: greatest value, likewise.
-        count: number of values seen per block.
-    """
+    """What a range rule reads: extremes of the shape of the blocks (0-d for a whole-tensor statistic)."""
 
     @property
-    def lo(self) -> Tensor: ...
+    def lo(self) -> Tensor:
+        """Least value."""
+        ...
+
     @property
-    def hi(self) -> Tensor: ...
+    def hi(self) -> Tensor:
+        """Greatest value."""
+        ...
+
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Number of values."""
+        ...
 
     def update(self, x: Tensor) -> None:
         """Take in the values of one tensor."""

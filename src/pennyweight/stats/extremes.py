@@ -57,7 +57,7 @@ class MeanExtremes:
         lo = mean_n min(x_n),  hi = mean_n max(x_n)
 
     Sums are float64, so merging in another order agrees to rounding error.
-    Source: the "averaged" clipping of Distiller's post-training quantization (IntelLabs/distiller, algo_quantization.md).
+    Source: the "averaged" clipping of Distiller (IntelLabs/distiller, algo_quantization.md).
     """
 
     lo_sum: Tensor = field(default_factory=_none)

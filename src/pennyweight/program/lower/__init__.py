@@ -1,4 +1,4 @@
-"""From a converted model to a program: one `torch.export` of the integer model, then op by op. The only user of export."""
+"""From a converted model to a program: one `torch.export` of the integer model, then op by op."""
 
 from pennyweight.program.lower.driver import lower
 

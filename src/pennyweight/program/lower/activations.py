@@ -85,7 +85,7 @@ def _leaky(b: Builder, args: Any, kwargs: Any) -> Value:
 @handles("aten.elu.default", "aten.celu.default")
 def _elu(b: Builder, args: Any, kwargs: Any) -> Value:
     alpha = argument(args, kwargs, 1, "alpha", 1.0)
-    if "celu" in str(kwargs.node.target) and alpha != 1.0 or argument(args, kwargs, 2, "scale", 1.0) != 1.0:
+    if ("celu" in str(kwargs.node.target) and alpha != 1.0) or argument(args, kwargs, 2, "scale", 1.0) != 1.0:
         raise LowerError("ELU with scales has no program form", site=b.site, hint=b.where)
     return unary(b, b.value(args[0]), "elu", alpha)
 
@@ -104,7 +104,7 @@ def _prelu(b: Builder, args: Any, kwargs: Any) -> Value:
     positive = unary(b, x, "clip", 0.0, np.inf)
     negative = unary(b, x, "clip", -np.inf, 0.0)
     slope = b.constant(weight.reshape(1, -1, *[1] * (x.rank - 2)), f"{b.site}.slope")
-    return b.emit("binary", [positive, b.emit("binary", [negative, slope], fn="mul")], fn="add")  # type: ignore[no-any-return]
+    return b.emit("binary", [positive, b.emit("binary", [negative, slope], fn="mul")], fn="add")
 
 
 def _is_number(x: Any) -> bool:
@@ -143,7 +143,7 @@ def binary(b: Builder, fn: str, x: Any, y: Any) -> Value:
             left, right = as_float(b, left), as_float(b, right)
         else:
             left, right = as_integer(b, left), as_integer(b, right)
-    return b.emit("binary", [left, right], fn=fn)  # type: ignore[no-any-return]
+    return b.emit("binary", [left, right], fn=fn)
 
 
 def as_integer(b: Builder, x: Value) -> Value:
@@ -167,7 +167,15 @@ def _binary(fn: str) -> Any:
 
 
 for _torch, _ours in BINARY.items():
-    for _overload in ("Tensor", "Scalar", "default", "Tensor_Scalar", "Tensor_Tensor", "Tensor_mode", "Scalar_mode"):
+    for _overload in (
+        "Tensor",
+        "Scalar",
+        "default",
+        "Tensor_Scalar",
+        "Tensor_Tensor",
+        "Tensor_mode",
+        "Scalar_mode",
+    ):
         handlers.setdefault(f"aten.{_torch}.{_overload}", _binary(_ours))
 
 
@@ -178,14 +186,14 @@ def _rsub(b: Builder, args: Any, kwargs: Any) -> Value:
 
 @handles("aten.logical_not.default", "aten.bitwise_not.default")
 def _not(b: Builder, args: Any, kwargs: Any) -> Value:
-    return b.emit("binary", [b.value(args[0]), b.value(False)], fn="eq")  # type: ignore[no-any-return]
+    return b.emit("binary", [b.value(args[0]), b.value(False)], fn="eq")
 
 
 @handles("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf")
 def _where(b: Builder, args: Any, kwargs: Any) -> Value:
     c, x, y = args
     x, y = _branches(b, x, y)
-    return b.emit("where", [b.value(c), x, y])  # type: ignore[no-any-return]
+    return b.emit("where", [b.value(c), x, y])
 
 
 def _branches(b: Builder, x: Any, y: Any) -> tuple[Value, Value]:
@@ -207,7 +215,7 @@ def _masked_fill(b: Builder, args: Any, kwargs: Any) -> Value:
     x = b.value(x)
     if _is_number(value):
         value = b.value(float(value) if x.dtype == "f32" else int(value))
-    return b.emit("where", [b.value(mask), b.value(value), x])  # type: ignore[no-any-return]
+    return b.emit("where", [b.value(mask), b.value(value), x])
 
 
 @handles(

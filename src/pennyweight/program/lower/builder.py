@@ -89,13 +89,18 @@ class Builder:
         self.counter += 1
         return f"{hint}.{self.counter}"
 
-    def emit(self, kind: str, inputs: Sequence[str | Value | None], **attrs: Any) -> Any:
-        """Append an op; returns its value, or a list of them where it has several results.
+    def emit(self, kind: str, inputs: Sequence[Value | None], **attrs: Any) -> Value:
+        """Append an op of one result and return its value. Raises LowerError if the operands do not fit."""
+        (value,) = self.emit_all(kind, inputs, **attrs)
+        return value
+
+    def emit_all(self, kind: str, inputs: Sequence[Value | None], **attrs: Any) -> list[Value]:
+        """Append an op and return all its values.
 
         Raises:
             LowerError: if the operands do not fit.
         """
-        names = tuple("" if i is None else i.name if isinstance(i, Value) else i for i in inputs)
+        names = tuple("" if i is None else i.name for i in inputs)
         operands = [self.types[n] if n else None for n in names]
         try:
             results = definitions[kind].infer(operands, resolve(attrs, self.program.symbols))
@@ -104,8 +109,7 @@ class Builder:
         outputs = tuple(self.fresh(kind) for _ in results)
         self.program.ops.append(Op(kind, names, outputs, attrs, self.site))
         self.types.update(zip(outputs, results, strict=True))
-        values = [Value(n, t.shape, t.dtype) for n, t in zip(outputs, results, strict=True)]
-        return values if len(values) > 1 else values[0]
+        return [Value(n, t.shape, t.dtype) for n, t in zip(outputs, results, strict=True)]
 
     def shaped(self, value: Value, shape: Sequence[Dim]) -> Value:
         """The same value with its symbolic sizes known."""
@@ -121,8 +125,21 @@ class Builder:
             array = data.contiguous().numpy()
         else:
             array = np.ascontiguousarray(data).reshape(data.shape)
-            dtype = dtype or {"float32": "f32", "int64": "i64", "int32": "i32", "int8": "i8", "uint8": "u8", "bool": "bool"}[str(array.dtype)]
-        key = (dtype + str(array.shape), array.tobytes().hex() if array.nbytes < 64 else str(hash(array.tobytes())))
+            dtype = (
+                dtype
+                or {
+                    "float32": "f32",
+                    "int64": "i64",
+                    "int32": "i32",
+                    "int8": "i8",
+                    "uint8": "u8",
+                    "bool": "bool",
+                }[str(array.dtype)]
+            )
+        key = (
+            dtype + str(array.shape),
+            array.tobytes().hex() if array.nbytes < 64 else str(hash(array.tobytes())),
+        )
         if key not in self.stored:
             name = hint
             while name in self.types:
@@ -198,13 +215,13 @@ class Builder:
     def channels_last(self, x: Value) -> Value:
         """[N, C, *space] -> [N, *space, C]."""
         perm = [0, *range(2, x.rank), 1]
-        y: Value = self.emit("transpose", [x], perm=perm)
+        y = self.emit("transpose", [x], perm=perm)
         return self.shaped(y, [x.shape[p] for p in perm])
 
     def channels_first(self, x: Value) -> Value:
         """[N, *space, C] -> [N, C, *space]."""
         perm = [0, x.rank - 1, *range(1, x.rank - 1)]
-        y: Value = self.emit("transpose", [x], perm=perm)
+        y = self.emit("transpose", [x], perm=perm)
         return self.shaped(y, [x.shape[p] for p in perm])
 
 

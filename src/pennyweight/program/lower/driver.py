@@ -62,7 +62,7 @@ def _export(model: nn.Module, example: Any, dynamic: bool) -> Any:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.export.export(model.eval(), args, kwargs, dynamic_shapes=attempt, strict=False)
-        except Exception as error:  # noqa: BLE001 - export raises its own and the model's errors alike
+        except Exception as error:
             if i + 1 < len(attempts):
                 continue
             raise LowerError(
@@ -141,7 +141,8 @@ def _symbols(graph: Any, names: dict[str, Any]) -> tuple[dict[str, int], dict[st
         value = node.meta.get("val")
         if node.op != "placeholder" or not isinstance(value, Tensor):
             continue
-        for axis, size in enumerate(value.shape):
+        sizes: Any = value.shape
+        for axis, size in enumerate(sizes):
             if isinstance(size, int):
                 continue
             text = str(size.node.expr)
@@ -162,10 +163,14 @@ def _placeholder(builder: Builder, node: Node, spec: Any, state: dict[str, Tenso
             return value
         dtype = _DTYPES.get(value.dtype)
         if dtype not in ("f32", "i64", "bool", "u8"):
-            raise LowerError(f"input {node.name} is {value.dtype}", hint="Inputs are float32, int64, uint8 or bool.")
+            raise LowerError(
+                f"input {node.name} is {value.dtype}", hint="Inputs are float32, int64, uint8 or bool."
+            )
         shape = tuple(builder.dims(value.shape))
         builder.program.inputs[node.name] = TensorType(dtype, shape)
-        builder.types[node.name] = TensorType(dtype, tuple(int(s.node.hint) if hasattr(s, "node") else s for s in value.shape))
+        builder.types[node.name] = TensorType(
+            dtype, tuple(int(s.node.hint) if hasattr(s, "node") else s for s in value.shape)
+        )
         return Value(node.name, shape, dtype)
     return Stored(spec.target, state[spec.target])
 
@@ -192,7 +197,7 @@ def _call(builder: Builder, node: Node, env: dict[Node, Any]) -> Any:
         raise LowerError(
             f"{name} has no program form yet",
             site=builder.site or node.name,
-            hint=f"{builder.where} {nearest(name, [n for n in handlers if n.split('.')[1][:3] == name.split('.')[1][:3]] or ['none'], 'Similar ops')}",
+            hint=f"{builder.where} {_similar(name)}",
         )
     try:
         result = handler(builder, args, _Kwargs(kwargs, node))
@@ -204,6 +209,13 @@ def _call(builder: Builder, node: Node, env: dict[Node, Any]) -> Any:
     if in_place and isinstance(node.args[0], Node):
         env[node.args[0]] = result
     return result
+
+
+def _similar(name: str) -> str:
+    """Lowered ops that begin alike."""
+    start = name.rpartition(".")[0][:8]
+    known = [n for n in handlers if n.startswith(start)]
+    return nearest(name, known, "Similar ops that have one") if known else ""
 
 
 class _Kwargs(dict[str, Any]):
@@ -266,5 +278,3 @@ def _line(node: Node) -> str:
     lines = [ln.strip() for ln in trace.splitlines() if ln.strip().startswith("File")]
     user = [ln for ln in lines if "/torch/" not in ln and "/pennyweight/" not in ln]
     return f"{(user or lines)[-1]}." if lines else ""
-
-

@@ -34,22 +34,30 @@ def _round(b: Builder, args: Any, kwargs: Any) -> Value:
     return b.shaped(b.emit("dequantize", [q], scale=scale, zero=zero), x.shape)
 
 
+def biases(b: Builder, bias: Any) -> tuple[Value | None, list[Value]]:
+    """A bias on the accumulator's scale joins the product, a float one the rescaling."""
+    if bias is None:
+        return None, []
+    value = b.value(bias)
+    return (value, []) if value.dtype == "i32" else (None, [value])
+
+
 @handles("pennyweight.linear.default")
 def _linear(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, bias, x_scale, x_zero = args
     q, sx, zx = quantized(b, b.value(x), b.stored_tensor(x_scale), b.stored_tensor(x_zero))
-    operands = [q, b.value(codes), None if bias is None else b.value(bias)]
-    acc = b.emit("linear", operands, zero=zx)
+    before, after = biases(b, bias)
+    acc = b.emit("linear", [q, b.value(codes), before], zero=zx)
     m = b.constant(multipliers(sx, b.stored_tensor(scale)), f"{b.site}.multiplier")
-    return b.emit("rescale", [acc, m])  # type: ignore[no-any-return]
+    return b.emit("rescale", [acc, m, *after])
 
 
 @handles("pennyweight.linear_dynamic.default")
 def _linear_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, bias, per_token = args
-    q, row, zero = b.emit("dynamic_quantize", [b.value(x)], per_token=bool(per_token))
+    q, row, zero = b.emit_all("dynamic_quantize", [b.value(x)], per_token=bool(per_token))
     acc = b.emit("linear", [q, b.value(codes), None, zero], zero=0)
-    return b.emit("rescale", [acc, b.value(scale), None if bias is None else b.value(bias), row])  # type: ignore[no-any-return]
+    return b.emit("rescale", [acc, b.value(scale), None if bias is None else b.value(bias), row])
 
 
 def stored_codes(b: Builder, codes: Any, bits: int) -> Value:
@@ -61,9 +69,9 @@ def stored_codes(b: Builder, codes: Any, bits: int) -> Value:
 @handles("pennyweight.linear_weight.default")
 def _linear_weight(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, zero, bias, bits, n = args
-    operands = [b.value(x), stored_codes(b, codes, bits), b.value(scale)]
+    operands: list[Value | None] = [b.value(x), stored_codes(b, codes, bits), b.value(scale)]
     operands += [None if v is None else b.value(v) for v in (zero, bias)]
-    return b.emit("linear_w", operands, bits=bits, n=n)  # type: ignore[no-any-return]
+    return b.emit("linear_w", operands, bits=bits, n=n)
 
 
 @handles("pennyweight.embedding.default")
@@ -71,7 +79,7 @@ def _embedding(b: Builder, args: Any, kwargs: Any) -> Value:
     ids, codes, scale, zero, bits, n = args
     operands = [b.value(ids), stored_codes(b, codes, bits), b.value(scale)]
     operands += [] if zero is None else [b.value(zero)]
-    return b.emit("embedding", operands, bits=bits, n=n)  # type: ignore[no-any-return]
+    return b.emit("embedding", operands, bits=bits, n=n)
 
 
 def conv_geometry(
@@ -85,11 +93,18 @@ def conv_geometry(
     dims = len(stride)
     weight = weight.reshape(shape)
     if not transposed:
-        attrs = {"stride": list(stride), "pads": [*padding, *padding], "dilation": list(dilation), "groups": groups}
+        attrs = {
+            "stride": list(stride),
+            "pads": [*padding, *padding],
+            "dilation": list(dilation),
+            "groups": groups,
+        }
         return x, weight, attrs
     begin = [dilation[i] * (shape[2 + i] - 1) - padding[i] for i in range(dims)]
     if min(begin) < 0:
-        raise LowerError("a transposed convolution that crops more than its kernel", site=b.site, hint=b.where)
+        raise LowerError(
+            "a transposed convolution that crops more than its kernel", site=b.site, hint=b.where
+        )
     if any(s > 1 for s in stride):
         x = b.emit("stuff", [x], factors=[1, *stride, 1], value=fill)
     pads = [*begin, *(begin[i] + extra[i] for i in range(dims))]
@@ -103,17 +118,17 @@ def _conv(b: Builder, args: Any, kwargs: Any) -> Value:
     last = b.channels_last(b.value(x))
     q, sx, zx = quantized(b, last, b.stored_tensor(x_scale), b.stored_tensor(x_zero))
     q, weight, attrs = conv_geometry(b, q, b.stored_tensor(codes), args[6:], zx)
-    operands = [q, b.constant(weight, codes.name), None if bias is None else b.value(bias)]
-    acc = b.emit("conv", operands, zero=zx, **attrs)
+    before, after = biases(b, bias)
+    acc = b.emit("conv", [q, b.constant(weight, codes.name), before], zero=zx, **attrs)
     m = b.constant(multipliers(sx, b.stored_tensor(scale)), f"{b.site}.multiplier")
-    return b.channels_first(b.emit("rescale", [acc, m]))
+    return b.channels_first(b.emit("rescale", [acc, m, *after]))
 
 
 @handles("pennyweight.conv_dynamic.default")
 def _conv_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, bias = args[:4]
     last = b.channels_last(b.value(x))
-    q, row, zero = b.emit("dynamic_quantize", [last], per_token=False)
+    q, row, zero = b.emit_all("dynamic_quantize", [last], per_token=False)
     if args[-1]:
         raise LowerError(
             "a dynamically ranged transposed convolution has no program form",
@@ -122,7 +137,9 @@ def _conv_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
         )
     q, weight, attrs = conv_geometry(b, q, b.stored_tensor(codes), args[4:], 0)
     acc = b.emit("conv", [q, b.constant(weight, codes.name), None, zero], zero=0, **attrs)
-    return b.channels_first(b.emit("rescale", [acc, b.value(scale), None if bias is None else b.value(bias), row]))
+    return b.channels_first(
+        b.emit("rescale", [acc, b.value(scale), None if bias is None else b.value(bias), row])
+    )
 
 
 @handles("pennyweight.conv_weight.default")
@@ -132,14 +149,18 @@ def _conv_weight(b: Builder, args: Any, kwargs: Any) -> Value:
     stored = b.stored_tensor(codes)
     if args[-1]:
         if b.stored_tensor(scale).shape[1] > 1:
-            raise LowerError("a transposed convolution needs one scale per row", site=b.site, hint="Use int4[1,*].")
+            raise LowerError(
+                "a transposed convolution needs one scale per row", site=b.site, hint="Use int4[1,*]."
+            )
         n = int(np.prod(shape[1:]))
         rows = (unpack_nibbles(stored, n) if bits == 4 else stored).reshape(shape)
         rows = rows.flip(list(range(2, len(shape)))).flatten(1).contiguous()
         stored = pack_nibbles(rows) if bits == 4 else rows
     operands = [b.constant(stored, codes.name, "u4" if bits == 4 else "i8"), b.value(scale)]
     weight = b.emit("decode", [*operands, *([] if zero is None else [b.value(zero)])], bits=bits, shape=shape)
-    last, _, attrs = conv_geometry(b, b.channels_last(b.value(x)), torch.empty(shape, device="meta"), args[6:], 0.0)
+    last, _, attrs = conv_geometry(
+        b, b.channels_last(b.value(x)), torch.empty(shape, device="meta"), args[6:], 0.0
+    )
     y = b.emit("conv_f32", [last, weight, None if bias is None else b.value(bias)], **attrs)
     return b.channels_first(y)
 
@@ -151,7 +172,7 @@ def _matmul(b: Builder, args: Any, kwargs: Any) -> Value:
     qb, sb, zb = quantized(b, b.value(y), b.stored_tensor(y_scale), b.stored_tensor(y_zero))
     acc = b.emit("matmul", [qa, qb], a_zero=za, b_zero=zb, transpose_b=False)
     m = b.constant(np.asarray([np.float64(sa) * np.float64(sb)], np.float32), f"{b.site}.multiplier")
-    return b.emit("rescale", [acc, m])  # type: ignore[no-any-return]
+    return b.emit("rescale", [acc, m])
 
 
 @handles("pennyweight.attention.default")
@@ -167,7 +188,7 @@ def _attention(b: Builder, args: Any, kwargs: Any) -> Value:
     operands = [qq, qk, qv] + ([] if mask is None else [mask])
     acc = b.emit("attention", operands, q_zero=zq, k_zero=zk, v_zero=zv, factor=scale, causal=bool(causal))
     m = b.constant(np.asarray([np.float64(sv) / 255.0], np.float32), f"{b.site}.multiplier")
-    return b.emit("rescale", [acc, m])  # type: ignore[no-any-return]
+    return b.emit("rescale", [acc, m])
 
 
 def float_mask(b: Builder, mask: Value) -> Value:
@@ -176,16 +197,16 @@ def float_mask(b: Builder, mask: Value) -> Value:
         return mask
     zero = b.constant(np.asarray(0.0, np.float32), "zero")
     low = b.constant(np.asarray(-np.inf, np.float32), "minus_infinity")
-    return b.emit("where", [mask, zero, low])  # type: ignore[no-any-return]
+    return b.emit("where", [mask, zero, low])
 
 
 @handles("pennyweight.lstm.default")
 def _lstm(b: Builder, args: Any, kwargs: Any) -> Any:
     *tensors, reverse = args
-    return b.emit("lstm", [None if t is None else b.value(t) for t in tensors], reverse=bool(reverse))
+    return b.emit_all("lstm", [None if t is None else b.value(t) for t in tensors], reverse=bool(reverse))
 
 
 @handles("pennyweight.gru.default")
 def _gru(b: Builder, args: Any, kwargs: Any) -> Any:
     *tensors, reverse = args
-    return b.emit("gru", [None if t is None else b.value(t) for t in tensors], reverse=bool(reverse))
+    return b.emit_all("gru", [None if t is None else b.value(t) for t in tensors], reverse=bool(reverse))

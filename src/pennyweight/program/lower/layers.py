@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pennyweight.errors import LowerError
+from pennyweight.nn.calls import bind_layer
 from pennyweight.program.lower.activations import as_float, unary
 from pennyweight.program.lower.builder import Builder, Value, argument, handles
 from pennyweight.program.lower.integers import conv_geometry, float_mask
@@ -18,13 +19,13 @@ from pennyweight.program.lower.integers import conv_geometry, float_mask
 def _linear(b: Builder, args: Any, kwargs: Any) -> Value:
     bias = argument(args, kwargs, 2, "bias")
     operands = [b.value(args[0]), b.value(args[1]), None if bias is None else b.value(bias)]
-    return b.emit("linear_f32", operands)  # type: ignore[no-any-return]
+    return b.emit("linear_f32", operands)
 
 
 @handles("aten.addmm.default")
 def _addmm(b: Builder, args: Any, kwargs: Any) -> Value:
     product = b.emit("matmul_f32", [b.value(args[1]), b.value(args[2])], transpose_b=False)
-    return b.emit("binary", [product, b.value(args[0])], fn="add")  # type: ignore[no-any-return]
+    return b.emit("binary", [product, b.value(args[0])], fn="add")
 
 
 def _conv(b: Builder, x: Any, weight: Any, bias: Any, geometry: list[Any]) -> Value:
@@ -35,13 +36,19 @@ def _conv(b: Builder, x: Any, weight: Any, bias: Any, geometry: list[Any]) -> Va
     tensor = b.stored_tensor(weight)
     shape = list(tensor.shape)
     if isinstance(padding, str):
-        padding = [0] * dims if padding == "valid" else [d * (k - 1) // 2 for d, k in zip(dilation, shape[2:], strict=True)]
+        padding = (
+            [0] * dims
+            if padding == "valid"
+            else [d * (k - 1) // 2 for d, k in zip(dilation, shape[2:], strict=True)]
+        )
     padding = _spread(padding, dims)
     last = b.channels_last(value)
     if transposed:
         tensor = tensor.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
         shape = list(tensor.shape)
-    last, tensor, attrs = conv_geometry(b, last, tensor, (shape, stride, padding, dilation, extra, groups, transposed), 0.0)
+    last, tensor, attrs = conv_geometry(
+        b, last, tensor, (shape, stride, padding, dilation, extra, groups, transposed), 0.0
+    )
     operands = [last, b.constant(tensor, weight.name), None if bias is None else b.value(bias)]
     return b.channels_first(b.emit("conv_f32", operands, **attrs))
 
@@ -51,19 +58,22 @@ def _spread(v: Any, dims: int) -> list[int]:
     return values * dims if len(values) == 1 else values
 
 
-@handles("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv1d.padding", "aten.conv2d.padding")
+@handles(
+    "aten.conv1d.default",
+    "aten.conv2d.default",
+    "aten.conv3d.default",
+    "aten.conv1d.padding",
+    "aten.conv2d.padding",
+)
 def _plain_conv(b: Builder, args: Any, kwargs: Any) -> Value:
-    g = [argument(args, kwargs, i, n, d) for i, (n, d) in enumerate(
-        [("input", None), ("weight", None), ("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)]
-    )]  # fmt: skip
-    return _conv(b, g[0], g[1], g[2], [g[3], g[4], g[5], False, 0, g[6]])
+    x, weight, bias, stride, padding, dilation, groups = bind_layer("conv", args, kwargs)
+    return _conv(b, x, weight, bias, [stride, padding, dilation, False, 0, groups])
 
 
 @handles("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
 def _transposed_conv(b: Builder, args: Any, kwargs: Any) -> Value:
-    names = ["input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"]
-    g = [argument(args, kwargs, i, n, d) for i, (n, d) in enumerate(zip(names, [None, None, None, 1, 0, 0, 1, 1], strict=True))]
-    return _conv(b, g[0], g[1], g[2], [g[3], g[4], g[7], True, g[5], g[6]])
+    x, weight, bias, stride, padding, extra, groups, dilation = bind_layer("conv_transpose", args, kwargs)
+    return _conv(b, x, weight, bias, [stride, padding, dilation, True, extra, groups])
 
 
 @handles("aten.convolution.default")
@@ -95,12 +105,12 @@ def _layer_norm(b: Builder, args: Any, kwargs: Any) -> Value:
     eps = argument(args, kwargs, 4, "eps", 1e-5)
     parameters = [None if p is None else b.value(p) for p in (weight, bias)]
     if len(sizes) == 1:
-        return b.emit("layer_norm", [x, *parameters], eps=float(eps))  # type: ignore[no-any-return]
+        return b.emit("layer_norm", [x, *parameters], eps=float(eps))
     lead = list(x.shape[: x.rank - len(sizes)])
     flat = b.emit("reshape", [x], shape=[*lead, math.prod(sizes)])
     flattened = [None if p is None else b.emit("reshape", [p], shape=[math.prod(sizes)]) for p in parameters]
     y = b.emit("layer_norm", [flat, *flattened], eps=float(eps))
-    return b.emit("reshape", [y], shape=[*lead, *sizes])  # type: ignore[no-any-return]
+    return b.emit("reshape", [y], shape=[*lead, *sizes])
 
 
 @handles("aten.group_norm.default")
@@ -114,18 +124,21 @@ def _group_norm(b: Builder, args: Any, kwargs: Any) -> Value:
         if p is not None:
             c = b.constant(b.stored_tensor(p).reshape(1, -1, *[1] * (x.rank - 2)), f"{b.site}.{fn}")
             y = b.emit("binary", [y, c], fn=fn)
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 @handles("aten.rms_norm.default")
 def _rms_norm(b: Builder, args: Any, kwargs: Any) -> Value:
     x, sizes = b.value(args[0]), args[1]
-    weight, eps = argument(args, kwargs, 2, "weight"), argument(args, kwargs, 3, "eps") or torch.finfo(torch.float32).eps
+    weight, eps = (
+        argument(args, kwargs, 2, "weight"),
+        argument(args, kwargs, 3, "eps") or torch.finfo(torch.float32).eps,
+    )
     if len(sizes) != 1:
         raise LowerError("rms_norm over several axes has no program form", site=b.site, hint=b.where)
     mean = b.emit("reduce", [unary(b, x, "square")], fn="mean", axes=[x.rank - 1], keepdims=True)
     y = b.emit("binary", [x, unary(b, unary(b, mean, "add", eps), "rsqrt")], fn="mul")
-    return y if weight is None else b.emit("binary", [y, b.value(weight)], fn="mul")  # type: ignore[no-any-return]
+    return y if weight is None else b.emit("binary", [y, b.value(weight)], fn="mul")
 
 
 @handles("aten.softmax.int", "aten._softmax.default", "aten._safe_softmax.default")
@@ -136,7 +149,7 @@ def _softmax(b: Builder, args: Any, kwargs: Any) -> Value:
     back = [perm.index(i) for i in range(x.rank)]
     y = x if axis == x.rank - 1 else b.emit("transpose", [x], perm=perm)
     y = b.emit("softmax", [y])
-    return y if axis == x.rank - 1 else b.emit("transpose", [y], perm=back)  # type: ignore[no-any-return]
+    return y if axis == x.rank - 1 else b.emit("transpose", [y], perm=back)
 
 
 @handles("aten.log_softmax.int", "aten._log_softmax.default")
@@ -151,8 +164,8 @@ def _matmul(b: Builder, args: Any, kwargs: Any) -> Value:
         x2 = b.emit("reshape", [x], shape=[1, x.shape[0]]) if x.rank == 1 else x
         y2 = b.emit("reshape", [y], shape=[y.shape[0], 1]) if y.rank == 1 else y
         z = b.emit("matmul_f32", [x2, y2], transpose_b=False)
-        return b.emit("reshape", [z], shape=b.dims(kwargs.node.meta["val"].shape))  # type: ignore[no-any-return]
-    return b.emit("matmul_f32", [x, y], transpose_b=False)  # type: ignore[no-any-return]
+        return b.emit("reshape", [z], shape=b.dims(kwargs.node.meta["val"].shape))
+    return b.emit("matmul_f32", [x, y], transpose_b=False)
 
 
 @handles("aten.scaled_dot_product_attention.default")
@@ -165,24 +178,28 @@ def _attention(b: Builder, args: Any, kwargs: Any) -> Value:
     scale = 1 / math.sqrt(int(q.shape[-1])) if scale is None else scale
     scores = unary(b, b.emit("matmul_f32", [q, k], transpose_b=True), "mul", scale)
     if causal:
-        rows = b.emit("reshape", [b.emit("iota", [], size=q.shape[-2], step=1, start=0)], shape=[q.shape[-2], 1])
+        rows = b.emit(
+            "reshape", [b.emit("iota", [], size=q.shape[-2], step=1, start=0)], shape=[q.shape[-2], 1]
+        )
         columns = b.emit("iota", [], size=k.shape[-2], step=1, start=0)
         keep = b.emit("binary", [columns, rows], fn="le")
         scores = b.emit("binary", [scores, float_mask(b, keep)], fn="add")
     if mask is not None:
         scores = b.emit("binary", [scores, float_mask(b, b.value(mask))], fn="add")
-    return b.emit("matmul_f32", [b.emit("softmax", [scores]), v], transpose_b=False)  # type: ignore[no-any-return]
+    return b.emit("matmul_f32", [b.emit("softmax", [scores]), v], transpose_b=False)
 
 
 @handles("aten.embedding.default")
 def _embedding(b: Builder, args: Any, kwargs: Any) -> Value:
-    return b.emit("gather", [b.value(args[0]), b.value(args[1])], axis=0)  # type: ignore[no-any-return]
+    return b.emit("gather", [b.value(args[0]), b.value(args[1])], axis=0)
 
 
 # -- pools ----------------------------------------------------------------------------------------------------------
 
 
-def _ceil_pads(sizes: Any, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> list[int]:
+def _ceil_pads(
+    sizes: Any, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> list[int]:
     """End padding that makes a floor-mode pool give the ceil-mode size."""
     out = []
     for n, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True):
@@ -200,7 +217,10 @@ def _max_pool(b: Builder, args: Any, kwargs: Any) -> Value:
     dims = x.rank - 2
     kernel = _spread(args[1], dims)
     stride = _spread(argument(args, kwargs, 2, "stride") or kernel, dims)
-    padding, dilation = _spread(argument(args, kwargs, 3, "padding", 0), dims), _spread(argument(args, kwargs, 4, "dilation", 1), dims)
+    padding, dilation = (
+        _spread(argument(args, kwargs, 3, "padding", 0), dims),
+        _spread(argument(args, kwargs, 4, "dilation", 1), dims),
+    )
     end = padding
     if argument(args, kwargs, 5, "ceil_mode", False):
         end = _ceil_pads(b.type_of(x).ints[2:], kernel, stride, padding, dilation)
@@ -220,12 +240,17 @@ def _avg_pool(b: Builder, args: Any, kwargs: Any) -> Value:
     kernel = _spread(args[1], dims)
     stride = _spread(argument(args, kwargs, 2, "stride") or kernel, dims)
     padding = _spread(argument(args, kwargs, 3, "padding", 0), dims)
-    ceil, count = argument(args, kwargs, 4, "ceil_mode", False), argument(args, kwargs, 5, "count_include_pad", True)
+    ceil, count = (
+        argument(args, kwargs, 4, "ceil_mode", False),
+        argument(args, kwargs, 5, "count_include_pad", True),
+    )
     if argument(args, kwargs, 6, "divisor_override"):
         raise LowerError("avg_pool with a divisor of its own has no program form", site=b.site, hint=b.where)
     end = _ceil_pads(b.type_of(x).ints[2:], kernel, stride, padding, [1] * dims) if ceil else padding
     if end != padding and count and any(padding):
-        raise LowerError("avg_pool in ceil mode that counts padding has no program form", site=b.site, hint=b.where)
+        raise LowerError(
+            "avg_pool in ceil mode that counts padding has no program form", site=b.site, hint=b.where
+        )
     counted = bool(count) and end == padding
     attrs = {"kernel": kernel, "stride": stride, "pads": [*padding, *end], "count_pads": counted}
     return b.channels_first(b.emit("avg_pool", [b.channels_last(x)], **attrs))
@@ -240,7 +265,7 @@ def _adaptive_pool(b: Builder, args: Any, kwargs: Any) -> Value:
     sizes, wanted = b.type_of(x).ints[2:], _spread(args[1], x.rank - 2)
     wanted = [n if w is None else w for n, w in zip(sizes, wanted, strict=True)]
     if all(w == 1 for w in wanted):
-        return b.emit("reduce", [x], fn="mean", axes=list(range(2, x.rank)), keepdims=True)  # type: ignore[no-any-return]
+        return b.emit("reduce", [x], fn="mean", axes=list(range(2, x.rank)), keepdims=True)
     if any(n % w for n, w in zip(sizes, wanted, strict=True)):
         raise LowerError(f"adaptive pooling of {sizes} to {wanted} is uneven", site=b.site, hint=b.where)
     kernel = [n // w for n, w in zip(sizes, wanted, strict=True)]
@@ -248,17 +273,28 @@ def _adaptive_pool(b: Builder, args: Any, kwargs: Any) -> Value:
     return b.channels_first(b.emit("avg_pool", [b.channels_last(x)], **attrs))
 
 
-@handles("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default", "aten.mean.default", "aten.sum.default")
+@handles(
+    "aten.mean.dim",
+    "aten.sum.dim_IntList",
+    "aten.amax.default",
+    "aten.amin.default",
+    "aten.mean.default",
+    "aten.sum.default",
+)
 def _reduce(b: Builder, args: Any, kwargs: Any) -> Value:
     fn = {"mean": "mean", "sum": "sum", "amax": "max", "amin": "min"}[str(kwargs.node.target).split(".")[1]]
     x = b.value(args[0])
-    axes = argument(args, kwargs, 1, "dim") if str(kwargs.node.target).split(".")[2] != "default" or fn in ("max", "min") else None
+    axes = (
+        argument(args, kwargs, 1, "dim")
+        if str(kwargs.node.target).split(".")[2] != "default" or fn in ("max", "min")
+        else None
+    )
     axes = list(range(x.rank)) if not axes and axes != 0 else [axes] if isinstance(axes, int) else list(axes)
     keep = bool(argument(args, kwargs, 2, "keepdim", False))
     x = x if x.dtype in ("f32", "i64") else b.emit("cast", [x], dtype="i64" if fn == "sum" else "f32")
     if fn == "mean":
         x = as_float(b, x)
-    return b.emit("reduce", [x], fn=fn, axes=[a % x.rank for a in axes], keepdims=keep)  # type: ignore[no-any-return]
+    return b.emit("reduce", [x], fn=fn, axes=[a % x.rank for a in axes], keepdims=keep)
 
 
 @handles("aten.linalg_vector_norm.default", "aten.norm.ScalarOpt_dim")
@@ -268,7 +304,9 @@ def _norm(b: Builder, args: Any, kwargs: Any) -> Value:
     if order not in (2, 2.0):
         raise LowerError(f"a norm of order {order} has no program form", site=b.site, hint=b.where)
     axes = list(range(x.rank)) if axes is None else [axes] if isinstance(axes, int) else list(axes)
-    total = b.emit("reduce", [unary(b, x, "square")], fn="sum", axes=[a % x.rank for a in axes], keepdims=keep)
+    total = b.emit(
+        "reduce", [unary(b, x, "square")], fn="sum", axes=[a % x.rank for a in axes], keepdims=keep
+    )
     return unary(b, total, "sqrt")
 
 
@@ -276,16 +314,23 @@ def _norm(b: Builder, args: Any, kwargs: Any) -> Value:
 def _argmax(b: Builder, args: Any, kwargs: Any) -> Value:
     x, axis = b.value(args[0]), argument(args, kwargs, 1, "dim")
     if axis is None:
-        return b.emit("argmax", [b.emit("reshape", [x], shape=[-1])], axis=0, keepdims=False)  # type: ignore[no-any-return]
-    return b.emit("argmax", [x], axis=axis % x.rank, keepdims=bool(argument(args, kwargs, 2, "keepdim", False)))  # type: ignore[no-any-return]
+        return b.emit("argmax", [b.emit("reshape", [x], shape=[-1])], axis=0, keepdims=False)
+    return b.emit(
+        "argmax", [x], axis=axis % x.rank, keepdims=bool(argument(args, kwargs, 2, "keepdim", False))
+    )
 
 
-@handles("aten.upsample_nearest2d.vec", "aten.upsample_nearest2d.default", "aten.upsample_nearest1d.vec", "aten.upsample_nearest3d.vec")
+@handles(
+    "aten.upsample_nearest2d.vec",
+    "aten.upsample_nearest2d.default",
+    "aten.upsample_nearest1d.vec",
+    "aten.upsample_nearest3d.vec",
+)
 def _nearest(b: Builder, args: Any, kwargs: Any) -> Value:
     x = b.value(args[0])
     out, have = [int(s) for s in kwargs.node.meta["val"].shape[2:]], b.type_of(x).ints[2:]
     if all(o % n == 0 for o, n in zip(out, have, strict=True)):
-        return b.emit("upsample", [x], repeats=[1, 1, *(o // n for o, n in zip(out, have, strict=True))])  # type: ignore[no-any-return]
+        return b.emit("upsample", [x], repeats=[1, 1, *(o // n for o, n in zip(out, have, strict=True))])
     for axis, (o, n) in enumerate(zip(out, have, strict=True)):
         index = np.minimum(np.floor(np.arange(o) * np.float32(n / o)).astype(np.int64), n - 1)
         x = b.emit("gather", [x, b.constant(index, f"{b.site}.index")], axis=2 + axis)
@@ -299,7 +344,7 @@ def _bilinear(b: Builder, args: Any, kwargs: Any) -> Value:
     out, have = [int(s) for s in kwargs.node.meta["val"].shape[2:]], b.type_of(x).ints[2:]
     rows, columns = (_interpolation(n, o, corners) for n, o in zip(have, out, strict=True))
     y = b.emit("matmul_f32", [x, b.constant(columns, f"{b.site}.columns")], transpose_b=True)  # [N, C, H, W']
-    return b.emit("matmul_f32", [b.constant(rows, f"{b.site}.rows"), y], transpose_b=False)  # type: ignore[no-any-return]
+    return b.emit("matmul_f32", [b.constant(rows, f"{b.site}.rows"), y], transpose_b=False)
 
 
 def _interpolation(n: int, out: int, corners: bool) -> Any:
@@ -315,4 +360,3 @@ def _interpolation(n: int, out: int, corners: bool) -> Any:
     np.add.at(matrix, (np.arange(out), low), 1 - share)
     np.add.at(matrix, (np.arange(out), high), share)
     return matrix
-

@@ -18,11 +18,11 @@ from pennyweight.program.lower.builder import Builder, Value, argument, handles
 )  # fmt: skip
 def _reshape(b: Builder, args: Any, kwargs: Any) -> Value:
     """The exporter knows the result's sizes, whatever the call said."""
-    return b.emit("reshape", [b.value(args[0])], shape=b.dims(kwargs.node.meta["val"].shape))  # type: ignore[no-any-return]
+    return b.emit("reshape", [b.value(args[0])], shape=b.dims(kwargs.node.meta["val"].shape))
 
 
 def _transposed(b: Builder, x: Value, perm: list[int]) -> Value:
-    return b.emit("transpose", [x], perm=perm)  # type: ignore[no-any-return]
+    return b.emit("transpose", [x], perm=perm)
 
 
 @handles("aten.permute.default")
@@ -58,7 +58,7 @@ def _sliced(b: Builder, x: Value, axis: int, start: Dim, stop: Dim, step: int = 
     stops: list[Dim] = list(x.shape)
     steps = [1] * x.rank
     starts[axis], stops[axis], steps[axis] = start, stop, step
-    return b.emit("slice", [x], starts=starts, stops=stops, steps=steps)  # type: ignore[no-any-return]
+    return b.emit("slice", [x], starts=starts, stops=stops, steps=steps)
 
 
 @handles("aten.slice.Tensor")
@@ -67,13 +67,14 @@ def _slice(b: Builder, args: Any, kwargs: Any) -> Value:
     axis = argument(args, kwargs, 1, "dim", 0) % x.rank
     start, stop = argument(args, kwargs, 2, "start"), argument(args, kwargs, 3, "end")
     step = argument(args, kwargs, 4, "step", 1)
-    size = x.shape[axis]
+    size: Dim = x.shape[axis]
 
-    def bound(v: Any, default: Dim) -> Dim:
+    def bound(v: Any, default: Dim) -> Dim:  # an end of the slice, within the axis
         if v is None:
             return default
         if isinstance(v, int) and isinstance(size, int):
-            return max(0, min(v + size if v < 0 else v, size))
+            inside: int = max(0, min(v + size if v < 0 else v, size))
+            return inside
         if isinstance(v, int) and v < 0:
             return f"({size} - {-v})"
         if isinstance(v, int) and v > 2**31:
@@ -91,11 +92,17 @@ def _select(b: Builder, args: Any, kwargs: Any) -> Value:
     x, axis, index = b.value(args[0]), args[1], args[2]
     axis %= x.rank
     size = x.shape[axis]
-    place: Dim = index if not (isinstance(index, int) and index < 0) else size + index if isinstance(size, int) else f"({size} - {-index})"
+    place: Dim = (
+        index
+        if not (isinstance(index, int) and index < 0)
+        else size + index
+        if isinstance(size, int)
+        else f"({size} - {-index})"
+    )
     place = b.dim(place)
     end: Dim = place + 1 if isinstance(place, int) else f"({place} + 1)"
     one = _sliced(b, x, axis, place, end)
-    return b.emit("reshape", [one], shape=[*x.shape[:axis], *x.shape[axis + 1 :]])  # type: ignore[no-any-return]
+    return b.emit("reshape", [one], shape=[*x.shape[:axis], *x.shape[axis + 1 :]])
 
 
 @handles("aten.narrow.default")
@@ -112,7 +119,13 @@ def _pieces(b: Builder, x: Value, axis: int, sizes: list[int]) -> list[Value]:
     return out
 
 
-@handles("aten.chunk.default", "aten.split.Tensor", "aten.split_with_sizes.default", "aten.split.sizes", "aten.unbind.int")
+@handles(
+    "aten.chunk.default",
+    "aten.split.Tensor",
+    "aten.split_with_sizes.default",
+    "aten.split.sizes",
+    "aten.unbind.int",
+)
 def _split(b: Builder, args: Any, kwargs: Any) -> list[Value]:
     x = b.value(args[0])
     unbind = "unbind" in str(kwargs.node.target)
@@ -131,7 +144,7 @@ def _cat(b: Builder, args: Any, kwargs: Any) -> Value:
     parts = [b.value(p) for p in args[0]]
     parts = [p for p in parts if not (p.rank == 1 and p.shape[0] == 0)]
     axis = argument(args, kwargs, 1, "dim", 0) % parts[0].rank
-    return b.emit("concat", parts, axis=axis)  # type: ignore[no-any-return]
+    return b.emit("concat", parts, axis=axis)
 
 
 @handles("aten.stack.default")
@@ -139,7 +152,7 @@ def _stack(b: Builder, args: Any, kwargs: Any) -> Value:
     parts = [b.value(p) for p in args[0]]
     axis = argument(args, kwargs, 1, "dim", 0) % (parts[0].rank + 1)
     grown = [b.emit("reshape", [p], shape=[*p.shape[:axis], 1, *p.shape[axis:]]) for p in parts]
-    return b.emit("concat", grown, axis=axis)  # type: ignore[no-any-return]
+    return b.emit("concat", grown, axis=axis)
 
 
 @handles("aten.pad.default", "aten.constant_pad_nd.default", "aten.zero_pad2d.default")
@@ -158,7 +171,7 @@ def _pad(b: Builder, args: Any, kwargs: Any) -> Value:
         stops: list[Dim] = [n if v >= 0 else int(n) + v for n, v in zip(x.shape, end, strict=True)]
         x = b.emit("slice", [x], starts=starts, stops=stops, steps=[1] * x.rank)
     pads = [max(0, v) for v in [*begin, *end]]
-    return b.emit("pad", [x], pads=pads, value=float(value))  # type: ignore[no-any-return]
+    return b.emit("pad", [x], pads=pads, value=float(value))
 
 
 @handles("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default")
@@ -167,7 +180,7 @@ def _expand(b: Builder, args: Any, kwargs: Any) -> Value:
     x = b.value(args[0])
     if list(x.shape) == shape:
         return x
-    return b.emit("expand", [x], shape=shape)  # type: ignore[no-any-return]
+    return b.emit("expand", [x], shape=shape)
 
 
 @handles("aten.repeat.default", "aten.tile.default")
@@ -193,7 +206,7 @@ def _interleave(b: Builder, args: Any, kwargs: Any) -> Value:
     axis = argument(args, kwargs, 2, "dim")
     if axis is None:
         x, axis = b.emit("reshape", [x], shape=[-1]), 0
-    return b.emit("upsample", [x], repeats=[repeat if i == axis % x.rank else 1 for i in range(x.rank)])  # type: ignore[no-any-return]
+    return b.emit("upsample", [x], repeats=[repeat if i == axis % x.rank else 1 for i in range(x.rank)])
 
 
 @handles("aten.flip.default")
@@ -214,7 +227,7 @@ def _pixel_shuffle(b: Builder, args: Any, kwargs: Any) -> Value:
     n, c, h, w = x.shape
     y = b.emit("reshape", [x], shape=[n, int(c) // (r * r), r, r, h, w])
     y = b.emit("transpose", [y], perm=[0, 1, 4, 2, 5, 3])
-    return b.emit("reshape", [y], shape=b.dims(kwargs.node.meta["val"].shape))  # type: ignore[no-any-return]
+    return b.emit("reshape", [y], shape=b.dims(kwargs.node.meta["val"].shape))
 
 
 @handles("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
@@ -222,6 +235,4 @@ def _channel_shuffle(b: Builder, args: Any, kwargs: Any) -> Value:
     x, groups = b.value(args[0]), args[1]
     y = b.emit("reshape", [x], shape=[x.shape[0], groups, int(x.shape[1]) // groups, *x.shape[2:]])
     y = b.emit("transpose", [y], perm=[0, 2, 1, *range(3, x.rank + 1)])
-    return b.emit("reshape", [y], shape=list(x.shape))  # type: ignore[no-any-return]
-
-
+    return b.emit("reshape", [y], shape=list(x.shape))

@@ -1,4 +1,4 @@
-"""The ops: each a type rule and a numpy reference. The reference is the definition; docs/numerics.md says it in words."""
+"""The ops: each a type rule and a numpy reference, which is the definition; docs/numerics.md says it in words."""
 
 from __future__ import annotations
 

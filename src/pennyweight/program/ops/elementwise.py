@@ -99,7 +99,11 @@ class Where:
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """Broadcast shape."""
-        c, a, b = want(types[0], "bool"), want(types[1], "f32", "i64", "bool"), want(types[2], "f32", "i64", "bool")
+        c, a, b = (
+            want(types[0], "bool"),
+            want(types[1], "f32", "i64", "bool"),
+            want(types[2], "f32", "i64", "bool"),
+        )
         require(types[1].dtype == types[2].dtype, "branches differ in dtype")
         return [TensorType(types[1].dtype, broadcast(broadcast(c, a), b))]
 

@@ -1,6 +1,6 @@
 """Float32 functions as fixed sequences of IEEE additions, products, divisions and square roots.
 
-Every kernel makes the same steps in the same order, without fused multiply-add, so that each machine gives the same bits.
+Every kernel makes the same steps in the same order, without fused multiply-add: each machine gives the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ LN2_HI = F32(0.693359375)
 LN2_LO = F32(-2.12194440e-4)
 EXP_LOW, EXP_HIGH = F32(-87.0), F32(88.0)
 EXP_COEFFICIENTS = tuple(
-    F32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    F32(c)
+    for c in (
+        1.9875691500e-4,
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+    )
 )
 ERF_P = F32(0.3275911)
 ERF_COEFFICIENTS = tuple(F32(c) for c in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592))
@@ -29,16 +37,16 @@ def exp(x: Array) -> Array:
 
     Relative error below 2e-7. Source: Cephes expf (Moshier 1989).
     """
-    t = np.fmin(np.fmax(x, EXP_LOW), EXP_HIGH)
+    t: Array = np.fmin(np.fmax(x, EXP_LOW), EXP_HIGH)
     n = np.rint(t * LOG2E)
-    r = t - n * LN2_HI
+    r: Array = t - n * LN2_HI
     r = r - n * LN2_LO
-    p = np.full_like(r, EXP_COEFFICIENTS[0])
+    p: Array = np.full_like(r, EXP_COEFFICIENTS[0])
     for c in EXP_COEFFICIENTS[1:]:
         p = p * r + c
-    y = p * (r * r) + r
+    y: Array = p * (r * r) + r
     y = y + ONE
-    power = ((n.astype(np.int32) + 127) << 23).view(F32)
+    power: Array = ((n.astype(np.int32) + 127) << 23).view(F32)
     return np.where(x < EXP_LOW, F32(0), y * power)
 
 
@@ -63,7 +71,7 @@ def erf(x: Array) -> Array:
     p = np.full_like(t, ERF_COEFFICIENTS[0])
     for c in ERF_COEFFICIENTS[1:]:
         p = p * t + c
-    y = ONE - (p * t) * exp(-(a * a))
+    y: Array = ONE - (p * t) * exp(-(a * a))
     return np.copysign(y, x)
 
 
@@ -113,7 +121,9 @@ UNARY: dict[str, tuple[Callable[[Array, float, float], Array], bool]] = {
     "leaky_relu": (lambda x, p, q: np.where(x > 0, x, x * F32(p)), True),
     "elu": (lambda x, p, q: np.where(x > 0, x, F32(p) * (exp(x) - ONE)), True),
     "selu": (
-        lambda x, p, q: F32(1.0507009873554805) * np.where(x > 0, x, F32(1.6732632423543772) * (exp(x) - ONE)),
+        lambda x, p, q: (
+            F32(1.0507009873554805) * np.where(x > 0, x, F32(1.6732632423543772) * (exp(x) - ONE))
+        ),
         True,
     ),
     "softsign": (lambda x, p, q: x / (ONE + np.abs(x)), True),

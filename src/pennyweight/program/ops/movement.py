@@ -25,7 +25,9 @@ class Reshape:
             rest = math.prod(d for d in new if d != -1)
             require(rest > 0 and math.prod(old) % rest == 0, f"{old} does not reshape to {new}")
             new[new.index(-1)] = math.prod(old) // rest
-        require(math.prod(old) == math.prod(new) and all(d >= 0 for d in new), f"{old} does not reshape to {new}")
+        require(
+            math.prod(old) == math.prod(new) and all(d >= 0 for d in new), f"{old} does not reshape to {new}"
+        )
         return [TensorType(types[0].dtype, tuple(new))]
 
     @staticmethod
@@ -203,8 +205,13 @@ class Upsample:
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """Sizes multiplied."""
         shape = want(types[0], *ANY)
-        require(len(attrs["repeats"]) == len(shape) and all(r > 0 for r in attrs["repeats"]), "one factor per axis")
-        return [TensorType(types[0].dtype, tuple(n * r for n, r in zip(shape, attrs["repeats"], strict=True)))]
+        require(
+            len(attrs["repeats"]) == len(shape) and all(r > 0 for r in attrs["repeats"]),
+            "one factor per axis",
+        )
+        return [
+            TensorType(types[0].dtype, tuple(n * r for n, r in zip(shape, attrs["repeats"], strict=True)))
+        ]
 
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:
@@ -223,7 +230,10 @@ class Stuff:
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """Sizes `(n - 1) * factor + 1`."""
         shape = want(types[0], *ANY)
-        require(len(attrs["factors"]) == len(shape) and all(f > 0 for f in attrs["factors"]), "one factor per axis")
+        require(
+            len(attrs["factors"]) == len(shape) and all(f > 0 for f in attrs["factors"]),
+            "one factor per axis",
+        )
         out = tuple((n - 1) * f + 1 if n else 0 for n, f in zip(shape, attrs["factors"], strict=True))
         return [TensorType(types[0].dtype, out)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pennyweight.program.ir import Array, TensorType
@@ -91,7 +93,7 @@ class LayerNorm:
         return [y]
 
 
-REDUCTIONS = {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "prod": np.prod}
+REDUCTIONS: dict[str, Any] = {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "prod": np.prod}
 
 
 @define("reduce", "fn axes keepdims", exact=False)
@@ -104,7 +106,9 @@ class Reduce:
         shape = want(types[0], "f32", "i64")
         require(attrs["fn"] in REDUCTIONS, f"unknown reduction {attrs['fn']!r}")
         require(types[0].dtype == "f32" or attrs["fn"] != "mean", "mean of integers")
-        require(all(0 <= ax < len(shape) for ax in attrs["axes"]), f"axes {attrs['axes']} of rank {len(shape)}")
+        require(
+            all(0 <= ax < len(shape) for ax in attrs["axes"]), f"axes {attrs['axes']} of rank {len(shape)}"
+        )
         return [TensorType(types[0].dtype, reduced(shape, attrs["axes"], attrs["keepdims"]))]
 
     @staticmethod
@@ -135,4 +139,4 @@ class Argmax:
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:
         """See the class."""
-        return [np.argmax(array(x[0]), axis=a["axis"], keepdims=a["keepdims"]).astype(np.int64)]
+        return [np.asarray(np.argmax(array(x[0]), axis=a["axis"], keepdims=a["keepdims"]), np.int64)]

@@ -16,9 +16,16 @@ def pool_type(shape: tuple[int, ...], attrs: Attrs, dilation: list[int]) -> tupl
     require(dims in (1, 2, 3), f"a pool over shape {shape}")
     for key, n in (("kernel", dims), ("stride", dims), ("pads", 2 * dims)):
         require(len(attrs[key]) == n, f"{key} has {len(attrs[key])} entries, wanted {n}")
-    require(all(v > 0 for v in [*attrs["kernel"], *attrs["stride"], *dilation]), "kernel and stride must be positive")
+    require(
+        all(v > 0 for v in [*attrs["kernel"], *attrs["stride"], *dilation]),
+        "kernel and stride must be positive",
+    )
     require(all(p >= 0 for p in attrs["pads"]), "pads must not be negative")
-    return (shape[0], *window_sizes(shape[1:-1], attrs["kernel"], attrs["stride"], attrs["pads"], dilation), shape[-1])
+    return (
+        shape[0],
+        *window_sizes(shape[1:-1], attrs["kernel"], attrs["stride"], attrs["pads"], dilation),
+        shape[-1],
+    )
 
 
 @define("max_pool", "kernel stride pads dilation")
@@ -66,7 +73,9 @@ class SumQ:
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """Reduced axes dropped, or kept with size 1."""
         shape = want(types[0], "u8")
-        require(all(0 <= ax < len(shape) for ax in attrs["axes"]), f"axes {attrs['axes']} of rank {len(shape)}")
+        require(
+            all(0 <= ax < len(shape) for ax in attrs["axes"]), f"axes {attrs['axes']} of rank {len(shape)}"
+        )
         return [TensorType("i32", reduced(shape, attrs["axes"], attrs["keepdims"]))]
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Integer products: convolution, linear, matrix product, attention. Exact in int32; computed here in float64, which holds it."""
+"""Integer products: convolution, linear, matrix product, attention; exact in int32, computed here in float64."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from pennyweight.program.ops.normalize import softmax_last
 F32, F64 = np.float32, np.float64
 
 
-def window_sizes(size: tuple[int, ...], kernel: Any, stride: Any, pads: Any, dilation: Any) -> tuple[int, ...]:
+def window_sizes(
+    size: tuple[int, ...], kernel: Any, stride: Any, pads: Any, dilation: Any
+) -> tuple[int, ...]:
     """Spatial sizes of a convolution's result; `pads` is [begin..., end...]."""
     dims = len(size)
     out = []
     for i, n in enumerate(size):
         span = dilation[i] * (kernel[i] - 1) + 1
         have = n + pads[i] + pads[dims + i] - span
-        require(have >= 0, f"the window of {span} is larger than the padded size {n + pads[i] + pads[dims + i]}")
+        require(
+            have >= 0, f"the window of {span} is larger than the padded size {n + pads[i] + pads[dims + i]}"
+        )
         out.append(have // stride[i] + 1)
     return tuple(out)
 
@@ -31,7 +35,8 @@ def windows(x: Array, kernel: Any, stride: Any, dilation: Any) -> Array:
     span = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
     view = np.lib.stride_tricks.sliding_window_view(x, span, axis=tuple(range(1, 1 + dims)))
     index = (slice(None), *(slice(None, None, s) for s in stride), slice(None))
-    return view[index + tuple(slice(None, None, d) for d in dilation)]
+    picked: Array = view[index + tuple(slice(None, None, d) for d in dilation)]
+    return picked
 
 
 def pad_space(x: Array, pads: Any, value: Any) -> Array:
@@ -42,7 +47,7 @@ def pad_space(x: Array, pads: Any, value: Any) -> Array:
 
 
 def convolve(x: Array, weight: Array, attrs: Attrs) -> Array:
-    """Convolution of padded x [N, *space, C] with weight [O, C / groups, *kernel] -> [N, *out, O], dtype of the inputs."""
+    """Padded x [N, *space, C] and weight [O, C / groups, *kernel] -> [N, *out, O], dtype of the inputs."""
     groups, out_channels = attrs["groups"], weight.shape[0]
     patches = windows(x, weight.shape[2:], attrs["stride"], attrs["dilation"])
     lead = patches.shape[: x.ndim - 1]
@@ -52,19 +57,28 @@ def convolve(x: Array, weight: Array, attrs: Attrs) -> Array:
     patches = np.moveaxis(patches, x.ndim - 1, 0).reshape(groups, rows, -1)
     kernels = weight.reshape(groups, out_channels // groups, -1)
     y = np.matmul(patches, kernels.transpose(0, 2, 1))  # [groups, rows, O / groups]
-    return np.moveaxis(y, 0, 1).reshape(*lead, out_channels)
+    out: Array = np.moveaxis(y, 0, 1).reshape(*lead, out_channels)
+    return out
 
 
 def conv_type(x: tuple[int, ...], weight: tuple[int, ...], attrs: Attrs) -> tuple[int, ...]:
     """Result shape of a convolution."""
     dims = len(weight) - 2
-    require(dims in (1, 2, 3) and len(x) == dims + 2, f"a weight of rank {len(weight)} does not fit an input of {x}")
+    require(
+        dims in (1, 2, 3) and len(x) == dims + 2,
+        f"a weight of rank {len(weight)} does not fit an input of {x}",
+    )
     for key, n in (("stride", dims), ("pads", 2 * dims), ("dilation", dims)):
         require(len(attrs[key]) == n, f"{key} has {len(attrs[key])} entries, wanted {n}")
-    require(all(s > 0 for s in [*attrs["stride"], *attrs["dilation"]]), "stride and dilation must be positive")
+    require(
+        all(s > 0 for s in [*attrs["stride"], *attrs["dilation"]]), "stride and dilation must be positive"
+    )
     require(all(p >= 0 for p in attrs["pads"]), "pads must not be negative")
     groups = attrs["groups"]
-    require(groups > 0 and x[-1] == weight[1] * groups, f"{x[-1]} channels do not fit a weight {weight} in {groups} groups")
+    require(
+        groups > 0 and x[-1] == weight[1] * groups,
+        f"{x[-1]} channels do not fit a weight {weight} in {groups} groups",
+    )
     require(weight[0] % groups == 0, f"{weight[0]} outputs do not split into {groups} groups")
     space = window_sizes(x[1:-1], weight[2:], attrs["stride"], attrs["pads"], attrs["dilation"])
     return (x[0], *space, weight[0])
@@ -139,7 +153,9 @@ class Matmul:
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[..., M, N]."""
-        return [TensorType("i32", matmul_type(want(types[0], "u8"), want(types[1], "u8"), attrs["transpose_b"]))]
+        return [
+            TensorType("i32", matmul_type(want(types[0], "u8"), want(types[1], "u8"), attrs["transpose_b"]))
+        ]
 
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:

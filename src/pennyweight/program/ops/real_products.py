@@ -16,7 +16,7 @@ REALS = ("f32", "f16", "bf16")
 
 @define("conv_f32", "stride pads dilation groups", exact=False)
 class ConvF32:
-    """`y = conv(x, w) + bias`. x f32 [N, *space, C], w f32, f16 or bf16 [O, C / groups, *kernel] -> f32 [N, *out, O]."""
+    """`y = conv(x, w) + bias`. x f32 [N, *space, C], w real [O, C / groups, *kernel] -> f32 [N, *out, O]."""
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
@@ -60,7 +60,9 @@ class MatmulF32:
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[..., M, N]."""
-        return [TensorType("f32", matmul_type(want(types[0], "f32"), want(types[1], "f32"), attrs["transpose_b"]))]
+        return [
+            TensorType("f32", matmul_type(want(types[0], "f32"), want(types[1], "f32"), attrs["transpose_b"]))
+        ]
 
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:
@@ -73,7 +75,10 @@ def codes_shape(kind: Any, bits: int, n: int) -> int:
     """Rows of stored codes [rows, n] (u8 nibble pairs [rows, ceil(n / 2)] at 4 bits); checks the rest."""
     shape = want(kind, "i8" if bits == 8 else "u4")
     require(bits in (4, 8), f"{bits} bits")
-    require(len(shape) == 2 and shape[1] == (n if bits == 8 else -(-n // 2)), f"codes {shape} do not hold rows of {n}")
+    require(
+        len(shape) == 2 and shape[1] == (n if bits == 8 else -(-n // 2)),
+        f"codes {shape} do not hold rows of {n}",
+    )
     return shape[0]
 
 

@@ -28,11 +28,17 @@ def _check(types: Types, gates: int, states: int) -> tuple[tuple[int, ...], int]
     w_ih, w_hh = want(types[1 + states], "i8"), want(types[3 + states], "i8")
     require(len(x) == 3, f"x {x} is not [T, N, I]")
     hidden = w_hh[1]
-    require(w_ih == (gates * hidden, x[2]) and w_hh == (gates * hidden, hidden), f"weights {w_ih}, {w_hh} for x {x}")
+    require(
+        w_ih == (gates * hidden, x[2]) and w_hh == (gates * hidden, hidden),
+        f"weights {w_ih}, {w_hh} for x {x}",
+    )
     for i in (2 + states, 4 + states):
         require(want(types[i], "f32") in ((1,), (gates * hidden,)), "scales do not fit")
     for i in (5 + states, 6 + states):
-        require(len(types) <= i or types[i] is None or want(types[i], "f32") == (gates * hidden,), "bias does not fit")
+        require(
+            len(types) <= i or types[i] is None or want(types[i], "f32") == (gates * hidden,),
+            "bias does not fit",
+        )
     for i in range(1, 1 + states):
         require(want(types[i], "f32") == (x[1], hidden), f"state {i} is not [N, H]")
     return x, hidden

@@ -28,9 +28,18 @@ def fold_constants(program: Program) -> Program:
             results = definitions[op.kind].run(operands, resolve(op.attrs, program.symbols))
             size = sum(constants[n].data.nbytes for n in named)
             if sum(r.nbytes for r in results) <= max(size, SMALL):
-                names = {"float32": "f32", "int64": "i64", "int32": "i32", "uint8": "u8", "int8": "i8", "bool": "bool"}
+                names = {
+                    "float32": "f32",
+                    "int64": "i64",
+                    "int32": "i32",
+                    "uint8": "u8",
+                    "int8": "i8",
+                    "bool": "bool",
+                }
                 for name, result in zip(op.outputs, results, strict=True):
-                    constants[name] = Constant(names[str(result.dtype)], np.ascontiguousarray(result).reshape(result.shape))
+                    constants[name] = Constant(
+                        names[str(result.dtype)], np.ascontiguousarray(result).reshape(result.shape)
+                    )
                 continue
         ops.append(op)
     return replace(program, ops=ops, constants=constants)

@@ -37,7 +37,14 @@ class _Fuser:
 
     def quantized(self, op: Op) -> list[Op] | None:
         """Replacement of a quantize and what leads to it, or None."""
-        for rule in (self.same_codes, self.as_table, self.as_requant, self.as_sum, self.as_product, self.as_affine):
+        for rule in (
+            self.same_codes,
+            self.as_table,
+            self.as_requant,
+            self.as_sum,
+            self.as_product,
+            self.as_affine,
+        ):
             new = rule(op)
             if new is not None:
                 return new
@@ -77,7 +84,11 @@ class _Fuser:
     def accumulator(self, name: str) -> tuple[Op, Array] | None:
         """A rescale that only this reader needs, with its constant multiplier."""
         step = self.view.made_by(name, "rescale")
-        if step is None or self.view.uses(name) > 1 or any(len(step.inputs) > i and step.inputs[i] for i in (2, 3)):
+        if (
+            step is None
+            or self.view.uses(name) > 1
+            or any(len(step.inputs) > i and step.inputs[i] for i in (2, 3))
+        ):
             return None
         multiplier = self.view.array(step.inputs[1])
         return None if multiplier is None else (step, multiplier)
@@ -114,7 +125,11 @@ class _Fuser:
         if self.view.types[codes.inputs[0]].shape != self.view.types[product.inputs[0]].shape:
             return None
         m = add_constant(self.program, f"{product.site}.requant", ratio(multiplier, scale))
-        attrs = {"r_zero": codes.attrs["zero"], "r_multiplier": float(ratio(codes.attrs["scale"], scale)), **bounds}
+        attrs = {
+            "r_zero": codes.attrs["zero"],
+            "r_multiplier": float(ratio(codes.attrs["scale"], scale)),
+            **bounds,
+        }
         return [Op("requant_add", (product.inputs[0], m, codes.inputs[0]), op.outputs, attrs, step.site)]
 
     def as_product(self, op: Op) -> list[Op] | None:
@@ -148,7 +163,10 @@ class _Fuser:
         a = op.attrs
         m = ratio(gain.astype(F64).reshape(-1) * F64(source.attrs["scale"]), F32(a["scale"]))
         offset = ratio(shift.reshape(-1), F32(a["scale"]))
-        names = (add_constant(self.program, f"{mul.site}.gain", m), add_constant(self.program, f"{mul.site}.shift", offset))
+        names = (
+            add_constant(self.program, f"{mul.site}.gain", m),
+            add_constant(self.program, f"{mul.site}.shift", offset),
+        )
         attrs = {"in_zero": source.attrs["zero"], "zero": a["zero"], "lo": a["lo"], "hi": a["hi"]}
         return [Op("affine_q", (source.inputs[0], *names), op.outputs, attrs, mul.site)]
 
@@ -162,7 +180,21 @@ class _Fuser:
             return self.average(op)
         if op.kind == "conv":
             return self.padded(op)
+        if op.kind == "transpose":
+            return self.raised(op)
         return None
+
+    def raised(self, op: Op) -> list[Op] | None:
+        """`transpose(pad(x))` is `pad(transpose(x))`, which a convolution can take in."""
+        pad, perm = self.view.made_by(op.inputs[0], "pad"), op.attrs["perm"]
+        if pad is None or self.view.uses(op.inputs[0]) > 1:
+            return None
+        n, inner = len(perm), self.name("transpose")
+        pads = [pad.attrs["pads"][half + p] for half in (0, n) for p in perm]
+        return [
+            replace(op, inputs=pad.inputs, outputs=(inner,)),
+            replace(pad, inputs=(inner,), outputs=op.outputs, attrs={**pad.attrs, "pads": pads}),
+        ]
 
     def mean(self, op: Op) -> list[Op] | None:
         """The mean of codes is an integer sum and one multiplier."""
@@ -186,7 +218,10 @@ class _Fuser:
         acc = self.name("acc")
         m = np.asarray([F64(source.attrs["scale"]) / count], F32)
         constant = add_constant(self.program, f"{op.site}.mean", m)
-        return [Op(kind, source.inputs, (acc,), attrs, op.site), Op("rescale", (acc, constant), op.outputs, {}, op.site)]
+        return [
+            Op(kind, source.inputs, (acc,), attrs, op.site),
+            Op("rescale", (acc, constant), op.outputs, {}, op.site),
+        ]
 
     def padded(self, op: Op) -> list[Op] | None:
         """Padding with the zero point belongs to the convolution."""

@@ -49,7 +49,9 @@ class Names:
     """Makes value names that a program does not use yet."""
 
     def __init__(self, program: Program) -> None:
-        self._taken = {n for op in program.ops for n in op.outputs} | set(program.constants) | set(program.inputs)
+        self._taken = (
+            {n for op in program.ops for n in op.outputs} | set(program.constants) | set(program.inputs)
+        )
         self._counter = 0
 
     def __call__(self, hint: str) -> str:
@@ -63,7 +65,9 @@ class Names:
 
 def add_constant(program: Program, hint: str, data: Array) -> str:
     """Store an array and return its name."""
-    dtype = {"float32": "f32", "uint8": "u8", "int32": "i32", "int64": "i64", "int8": "i8", "bool": "bool"}[str(data.dtype)]
+    dtype = {"float32": "f32", "uint8": "u8", "int32": "i32", "int64": "i64", "int8": "i8", "bool": "bool"}[
+        str(data.dtype)
+    ]
     name = hint
     i = 0
     while name in program.constants:

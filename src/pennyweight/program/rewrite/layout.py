@@ -11,7 +11,13 @@ Perm = tuple[int, ...]
 
 ELEMENTWISE = frozenset({"unary", "quantize", "dequantize", "cast", "table"})
 SPREAD = frozenset({"binary", "where", "add_q", "mul_q"})
-PER_AXIS = {"pad": ("pads",), "slice": ("starts", "stops", "steps"), "upsample": ("repeats",), "stuff": ("factors",), "expand": ("shape",)}
+PER_AXIS = {
+    "pad": ("pads",),
+    "slice": ("starts", "stops", "steps"),
+    "upsample": ("repeats",),
+    "stuff": ("factors",),
+    "expand": ("shape",),
+}
 
 
 def inverse(perm: Perm) -> Perm:
@@ -49,7 +55,11 @@ class _Sinker:
         base, perm = self.lazy.pop(name)
         sizes = self.view.types[name].shape if name in self.view.types else ()
         moved = [p for p in perm if sizes and sizes[perm.index(p)] != 1]
-        if sizes and moved == sorted(moved) and self.view.fixed(name, [i for i, s in enumerate(sizes) if s == 1]):
+        if (
+            sizes
+            and moved == sorted(moved)
+            and self.view.fixed(name, [i for i, s in enumerate(sizes) if s == 1])
+        ):
             # only axes of size 1 move: the same bytes
             out = name
             shape = [s if self.view.fixed(name, [i]) else -1 for i, s in enumerate(sizes)]
@@ -93,7 +103,9 @@ class _Sinker:
         elif op.kind == "gather" and perms[0] is not None and len(self.view.types[inputs[1]].shape) == 1:
             out = self.name(op.kind)
             attrs = {"axis": perms[0][op.attrs["axis"]]}
-            self.ops.append(replace(op, inputs=(self.lazy[inputs[0]][0], inputs[1]), outputs=(out,), attrs=attrs))
+            self.ops.append(
+                replace(op, inputs=(self.lazy[inputs[0]][0], inputs[1]), outputs=(out,), attrs=attrs)
+            )
             self.lazy[op.outputs[0]] = (out, perms[0])
         else:
             self.ops.append(replace(op, inputs=tuple(self.real(n, op.site) if n else "" for n in inputs)))
@@ -127,7 +139,9 @@ class _Sinker:
             self.ops.append(replace(op, inputs=(self.real(inputs[0], op.site),)))
             return
         out = self.name(op.kind)
-        self.ops.append(replace(op, inputs=(self.lazy[inputs[0]][0], *inputs[1:]), outputs=(out,), attrs=attrs))
+        self.ops.append(
+            replace(op, inputs=(self.lazy[inputs[0]][0], *inputs[1:]), outputs=(out,), attrs=attrs)
+        )
         self.lazy[op.outputs[0]] = (out, perm)
 
     def visit_many(self, op: Op, inputs: tuple[str, ...], perm: Perm) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 from pennyweight.program.ir import Op, Program
 from pennyweight.program.rewrite.graph import Names, View, rebuilt
 
-MOVES = frozenset({"reshape", "transpose", "slice", "concat", "expand", "upsample", "max_pool", "pad", "stuff", "gather"})
+MOVES = frozenset(
+    {"reshape", "transpose", "slice", "concat", "expand", "upsample", "max_pool", "pad", "stuff", "gather"}
+)
 FREE = frozenset({"reshape"})
 
 
@@ -35,7 +37,10 @@ def push_quantize(program: Program) -> Program:
             continue
         if maker.kind == "unary" and maker.attrs["fn"] == "clip":
             attrs = dict(op.attrs)
-            attrs["lo"], attrs["hi"] = code_of(maker.attrs["p"], op.attrs), code_of(maker.attrs["q"], op.attrs)
+            attrs["lo"], attrs["hi"] = (
+                code_of(maker.attrs["p"], op.attrs),
+                code_of(maker.attrs["q"], op.attrs),
+            )
             ops.append(replace(op, inputs=maker.inputs, attrs=attrs))
             continue
         others = [r for r in view.readers[maker.outputs[0]] if r.kind != "quantize"]
