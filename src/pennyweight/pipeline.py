@@ -120,15 +120,15 @@ def prepare(
     return root
 
 
-def matrix_shapes(root: nn.Module, graph: Graph) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes of the weights' matrix views by layer name."""
+def matrix_shapes(root: nn.Module, graph: Graph) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes of the weights' matrix views by layer name and weight name."""
     params = dict(root.named_parameters())
-    found: dict[str, list[tuple[int, ...]]] = {}
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
     for node in graph:
         if node.kind == "module" and node.op in twins:
-            found[node.name] = list(twins[node.op].shapes(root.get_submodule(node.path)))
+            found[node.name] = dict(twins[node.op].shapes(root.get_submodule(node.path)))
         elif node.kind == "call" and node.op == "linear" and node.params.get(1) in params:
-            found[node.name] = [tuple(params[node.params[1]].shape)]
+            found[node.name] = {"weight": tuple(params[node.params[1]].shape)}
     return found
 
 

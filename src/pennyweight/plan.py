@@ -19,6 +19,12 @@ WEIGHTED = ops.CONVS | {"Linear", "Embedding", "EmbeddingBag", "MultiheadAttenti
 RECURRENT = frozenset({"LSTM", "GRU", "LSTMCell", "GRUCell"})
 LEAVES = WEIGHTED | RECURRENT | ops.NORMS
 WEIGHT_ONLY = frozenset({"Embedding", "EmbeddingBag"})
+ATTENTION_INNER = (
+    "query",
+    "key",
+    "value",
+    "context",
+)  # operands of the products inside of nn.MultiheadAttention
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -99,6 +105,8 @@ class LayerPlan:
         inputs: spec of each quantized operand, by position (0 for a module's input).
         dynamic: whether the operands are ranged at run time.
         keep: storage format of a layer kept in float.
+        weights: names of the weights, as the module calls them ("weight_ih_l0").
+        inner: spec of each quantized tensor inside of a module ("query" of an attention).
     """
 
     name: str
@@ -107,6 +115,8 @@ class LayerPlan:
     inputs: dict[int, QuantSpec] = field(default_factory=dict)
     dynamic: bool = False
     keep: Keep = ""
+    weights: tuple[str, ...] = ("weight",)
+    inner: dict[str, QuantSpec] = field(default_factory=dict)
 
     @property
     def is_call(self) -> bool:
@@ -123,9 +133,10 @@ class LayerPlan:
     def sites(self) -> dict[Site, QuantSpec]:
         """All sites of the layer."""
         found = {self.input_site(p): s for p, s in self.inputs.items()}
-        if self.weight is not None:
-            path, _, call = self.name.partition(":")
-            found[Site(path, f"{call}:weight" if call else "weight")] = self.weight
+        found |= {Site(self.name, tensor): s for tensor, s in self.inner.items()}
+        path, _, call = self.name.partition(":")
+        for weight in self.weights if self.weight is not None else ():
+            found[Site(path, f"{call}:{weight}" if call else weight)] = self.weight  # type: ignore[assignment]
         return found
 
 
@@ -152,7 +163,7 @@ class Plan:
 
 
 def make_plan(
-    graph: Graph, rules: Sequence[Rule], matrices: Mapping[str, Sequence[Matrix]] | None = None
+    graph: Graph, rules: Sequence[Rule], matrices: Mapping[str, Mapping[str, Matrix]] | None = None
 ) -> Plan:
     """Apply rules to a recorded model.
 
@@ -164,7 +175,7 @@ def make_plan(
     Args:
         graph: from `record`.
         rules: the first that matches a layer decides.
-        matrices: shapes of the weights of each layer, to check blocks against.
+        matrices: shapes of the weights of each layer by their names, to check blocks against.
 
     Raises:
         SpecError: if a block does not divide a weight.
@@ -181,12 +192,12 @@ def make_plan(
     kept: dict[str, str] = {}
     for name, nodes in named.items():
         if _is_layer(nodes[0]):
-            shapes = matrices.get(name, ()) if matrices else ()
-            rule = _first(rules, nodes[0], used, shapes)
+            shapes = matrices.get(name, {}) if matrices else {}
+            rule = _first(rules, nodes[0], used, tuple(shapes.values()))
             if rule is None:
                 kept[name] = "no rule matches"
             else:
-                _plan_layer(name, nodes[0], rule, layers, kept)
+                _plan_layer(name, nodes[0], rule, layers, kept, tuple(shapes) or ("weight",))
                 if name in layers:
                     _check_blocks(layers[name], shapes)
     glue = _plan_glue(graph, named, rules, layers, kept, used)
@@ -212,14 +223,14 @@ def _is_layer(node: Node) -> bool:
     return node.op in ops.FUNCTIONAL_LAYERS | ops.MATMULS | ops.ATTENTION
 
 
-def _check_blocks(layer: LayerPlan, shapes: Sequence[Matrix]) -> None:
-    for shape in shapes if layer.weight is not None else ():
+def _check_blocks(layer: LayerPlan, shapes: Mapping[str, Matrix]) -> None:
+    for name, shape in shapes.items() if layer.weight is not None else ():
         try:
             layer.weight.scale_shape(shape)  # type: ignore[union-attr]
         except SpecError as error:
             raise SpecError(
                 error.what,
-                site=f"{layer.name}:weight",
+                site=f"{layer.name}:{name}",
                 spec=str(layer.weight),
                 shapes=str(shape),
                 hint=error.hint,
@@ -235,7 +246,12 @@ def _first(rules: Sequence[Rule], node: Node, used: set[int], shapes: Sequence[M
 
 
 def _plan_layer(
-    name: str, node: Node, rule: Rule, layers: dict[str, LayerPlan], kept: dict[str, str]
+    name: str,
+    node: Node,
+    rule: Rule,
+    layers: dict[str, LayerPlan],
+    kept: dict[str, str],
+    weights: tuple[str, ...],
 ) -> None:
     if rule.keep:
         kept[name] = f"kept in {rule.keep} by rule {rule.match!r}"
@@ -243,6 +259,7 @@ def _plan_layer(
             layers[name] = LayerPlan(name, node.op, keep=rule.keep)
         return
     weight, inputs = rule.weight, {0: rule.input} if rule.input else {}
+    inner: dict[str, QuantSpec] = {}
     if node.op in ops.MATMULS:
         weight, inputs = None, {0: rule.input, 1: rule.input} if rule.input else {}
     elif node.op in ops.ATTENTION:
@@ -253,6 +270,9 @@ def _plan_layer(
         return
     elif node.op in WEIGHT_ONLY:
         inputs = {}
+    elif node.op == "MultiheadAttention" and rule.input:
+        inputs = dict.fromkeys((0, 1, 2), rule.input)
+        inner = {} if rule.dynamic else dict.fromkeys(ATTENTION_INNER, rule.input)
     specs = {p: s for p, s in inputs.items() if s is not None}
     dynamic = bool(specs) and (rule.dynamic or node.op in RECURRENT)
     if not node.params and weight is None and dynamic:
@@ -275,7 +295,14 @@ def _plan_layer(
     if weight is None and not specs:
         kept[name] = "the rule quantizes nothing here"
         return
-    layers[name] = LayerPlan(name, node.op, weight, specs, dynamic)
+    if node.op in RECURRENT and specs and specs[0].per_tensor:
+        raise UnrealisableSite(
+            "recurrent layers range every row of inputs and states at run time",
+            site=name,
+            spec=str(rule),
+            hint="Give them a rule with input uint8[1,*]+z.",
+        )
+    layers[name] = LayerPlan(name, node.op, weight, specs, dynamic, weights=weights, inner=inner)
 
 
 def _glue_kind(node: Node) -> str:

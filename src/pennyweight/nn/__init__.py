@@ -24,8 +24,8 @@ class Family(Protocol):
         """The integer module of a calibrated and solved twin."""
         ...
 
-    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
-        """Shapes of the weights' matrix views, [out, in]."""
+    def shapes(self, module: nn.Module) -> dict[str, tuple[int, int]]:
+        """Shapes of the weights' matrix views, [out, in], by the names `solved` uses."""
         ...
 
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:

@@ -178,10 +178,10 @@ class ConvFamily:
         """A `ConvTwin`."""
         return self.twin(cast("_ConvNd", module), layer)
 
-    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
+    def shapes(self, module: nn.Module) -> dict[str, tuple[int, int]]:
         """One weight."""
         conv = cast("_ConvNd", module)
-        return [(conv.out_channels, conv.in_channels // conv.groups * math.prod(conv.kernel_size))]
+        return {"weight": (conv.out_channels, conv.in_channels // conv.groups * math.prod(conv.kernel_size))}
 
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
         """The weight, [out, in / groups * kernel]."""

@@ -60,10 +60,10 @@ class EmbeddingFamily:
         """An `EmbeddingTwin`."""
         return EmbeddingTwin(cast("nn.Embedding", module), layer)
 
-    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
+    def shapes(self, module: nn.Module) -> dict[str, tuple[int, int]]:
         """One table."""
         table = cast("nn.Embedding", module)
-        return [(table.num_embeddings, table.embedding_dim)]
+        return {"weight": (table.num_embeddings, table.embedding_dim)}
 
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
         """The table, [rows, width]."""

@@ -58,9 +58,9 @@ class KeepFamily:
             )
         return HalfWeight(module, layer)
 
-    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
+    def shapes(self, module: nn.Module) -> dict[str, tuple[int, int]]:
         """Nothing to check."""
-        return []
+        return {}
 
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
         """Nothing to solve."""

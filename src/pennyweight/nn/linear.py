@@ -68,10 +68,10 @@ class LinearFamily:
         """A `LinearTwin`."""
         return LinearTwin(cast("nn.Linear", module), layer)
 
-    def shapes(self, module: nn.Module) -> list[tuple[int, int]]:
+    def shapes(self, module: nn.Module) -> dict[str, tuple[int, int]]:
         """One weight."""
         linear = cast("nn.Linear", module)
-        return [(linear.out_features, linear.in_features)]
+        return {"weight": (linear.out_features, linear.in_features)}
 
     def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
         """The weight, [out, in]."""
