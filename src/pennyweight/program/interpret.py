@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 
 from pennyweight.errors import InputError
-from pennyweight.program.ir import Array, Program, evaluate, numpy_dtype, resolve
+from pennyweight.program.ir import Array, Op, Program, evaluate, numpy_dtype, resolve
 from pennyweight.program.ops import definitions
 
 
-def interpret(program: Program, inputs: Mapping[str, Array], *, keep: bool = False) -> dict[str, Array]:
+def interpret(
+    program: Program,
+    inputs: Mapping[str, Array],
+    *,
+    keep: bool = False,
+    watch: Callable[[Op, int], None] | None = None,
+) -> dict[str, Array]:
     """Run `program` on named inputs and return its outputs by name (all values, if `keep`).
+
+    `watch`, if given, is called after each op with its nanoseconds.
 
     Raises:
         InputError: if an input does not fit its type.
@@ -25,7 +34,10 @@ def interpret(program: Program, inputs: Mapping[str, Array], *, keep: bool = Fal
     last = {n: i for i, op in enumerate(program.ops) for n in op.inputs}
     for i, op in enumerate(program.ops):
         operands = [values[n] if n else None for n in op.inputs]
+        start = perf_counter_ns()
         results = definitions[op.kind].run(operands, resolve(op.attrs, symbols))
+        if watch is not None:
+            watch(op, perf_counter_ns() - start)
         values.update(zip(op.outputs, results, strict=True))
         if not keep:
             for n in set(op.inputs):

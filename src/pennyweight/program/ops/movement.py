@@ -33,7 +33,10 @@ class Reshape:
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:
         """See the class."""
-        return [array(x[0]).reshape(a["shape"])]
+        v, shape = array(x[0]), list(a["shape"])
+        if -1 in shape:  # numpy cannot tell the missing size of an empty array
+            shape[shape.index(-1)] = v.size // max(-math.prod(shape), 1)
+        return [v.reshape(shape)]
 
 
 @define("transpose", "perm")

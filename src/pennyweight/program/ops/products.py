@@ -54,7 +54,9 @@ def convolve(x: Array, weight: Array, attrs: Attrs) -> Array:
     channels = x.shape[-1] // groups
     rows = int(np.prod(lead))
     patches = patches.reshape(*lead, groups, channels, *weight.shape[2:])
-    patches = np.moveaxis(patches, x.ndim - 1, 0).reshape(groups, rows, -1)
+    patches = np.moveaxis(patches, x.ndim - 1, 0).reshape(
+        groups, rows, channels * int(np.prod(weight.shape[2:]))
+    )
     kernels = weight.reshape(groups, out_channels // groups, -1)
     y = np.matmul(patches, kernels.transpose(0, 2, 1))  # [groups, rows, O / groups]
     out: Array = np.moveaxis(y, 0, 1).reshape(*lead, out_channels)

@@ -1,0 +1,252 @@
+"""The value ranges that kernels rely on, which types do not show. Checked before any file reaches native code.
+
+scales        finite, above 0, with a finite reciprocal in float32
+codes         zero points and clamps 0 .. 255, lo <= hi
+multipliers   finite in float32
+accumulators  no integer product can leave int32, whatever its inputs
+sizes         at most 8 axes, and fewer than 2^31 elements a value
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pennyweight.errors import VerifyError
+from pennyweight.program.ir import Array, Constant, Op, Program, TensorType
+
+MAX_RANK = 8
+MAX_ELEMENTS = 2**31 - 1
+MAX_EXPRESSION = 500
+INT32_MAX = 2**31 - 1
+F32_MAX = 3.4028234663852886e38
+_EXPRESSION = re.compile(r"[A-Za-z0-9_+\-*/%() ]+")
+
+
+def _whole(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda v: type(v) is int and low <= v <= high
+
+
+def _real(v: Any) -> bool:
+    return type(v) in (int, float) and -F32_MAX <= v <= F32_MAX
+
+
+def _extended(v: Any) -> bool:
+    """A number that may be infinite, but not NaN; or a truth value, to fill with."""
+    return type(v) in (int, float, bool) and (math.isinf(v) or -(2**63) <= v < 2**63 or _real(v))
+
+
+def _scale(v: Any) -> bool:
+    return type(v) is float and 1e-38 <= v <= 1e38
+
+
+def _epsilon(v: Any) -> bool:
+    return _real(v) and v >= 0
+
+
+def _is(kind: type) -> Callable[[Any], bool]:
+    return lambda v: type(v) is kind
+
+
+def _listed(entry: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda v: type(v) is list and len(v) <= 2 * MAX_RANK and all(entry(x) for x in v)
+
+
+def _size(v: Any) -> bool:
+    """A size: a whole number, or an expression of symbols."""
+    if type(v) is str:
+        return len(v) <= MAX_EXPRESSION and _EXPRESSION.fullmatch(v) is not None
+    return type(v) is int and -1 <= v <= MAX_ELEMENTS
+
+
+_CODE = (_whole(0, 255), "a code, 0 .. 255")
+_MULTIPLIER = (_real, "a finite number")
+_FLAG = (_is(bool), "true or false")
+_NAME = (_is(str), "a name")
+_STEPS = (_listed(_whole(1, MAX_ELEMENTS)), "a list of whole numbers from 1")
+_AXES = (_listed(_whole(0, MAX_RANK)), "a list of axes")
+_SIZES = (_listed(_size), "a list of sizes")
+_ANY_INT = (_whole(-INT32_MAX, INT32_MAX), "a whole number of 32 bits")
+
+# attribute -> (predicate, what it must be); one meaning for a name, whatever the op
+ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("zero", "lo", "hi", "in_zero", "r_zero", "a_zero", "b_zero", "q_zero", "k_zero", "v_zero"), _CODE
+    ),
+    **dict.fromkeys(("multiplier", "r_multiplier", "a_multiplier", "b_multiplier", "factor"), _MULTIPLIER),
+    **dict.fromkeys(
+        ("per_token", "transpose_b", "causal", "keepdims", "count_pads", "reverse"), _FLAG
+    ),
+    **dict.fromkeys(("fn", "dtype"), _NAME),
+    **dict.fromkeys(("stride", "dilation", "steps", "factors"), _STEPS),
+    **dict.fromkeys(("perm", "axes"), _AXES),
+    **dict.fromkeys(("shape", "starts", "stops", "pads", "kernel", "repeats"), _SIZES),
+    **dict.fromkeys(("start", "step"), _ANY_INT),
+    "scale": (_scale, "a number from 1e-38 to 1e38"),
+    "eps": (_epsilon, "a finite number, 0 or above"),
+    "p": (_extended, "a number"),
+    "q": (_extended, "a number"),
+    "value": (_extended, "a number"),
+    "axis": (_whole(0, MAX_RANK), "an axis"),
+    "groups": (_whole(1, MAX_ELEMENTS), "a whole number from 1"),
+    "bits": (_whole(1, 8), "a whole number from 1 to 8"),
+    "n": (_whole(0, MAX_ELEMENTS), "a size"),
+    "size": (_size, "a size"),
+}  # fmt: skip
+
+# op -> positions of the operands that hold scales, multipliers or offsets, which must be finite where they are stored
+_FINITE: dict[str, tuple[int, ...]] = {
+    "requant": (1,), "requant_add": (1,), "rescale": (1, 2, 3), "affine_q": (1, 2), "linear_w": (2, 3, 4),
+    "decode": (1, 2), "embedding": (2, 3), "lstm": (4, 6, 7, 8), "gru": (3, 5, 6, 7),
+}  # fmt: skip
+
+
+def check_attributes(program: Program) -> None:
+    """Check every attribute against the one meaning of its name.
+
+    Raises:
+        VerifyError: on the first that is of another type or out of range.
+    """
+    for op in program.ops:
+        for key, value in op.attrs.items():
+            rule = ATTRIBUTES.get(key)
+            if rule is not None and not rule[0](value):
+                raise VerifyError(f"{op.kind}.{key} = {_short(value)} is not {rule[1]}", site=op.site)
+            if rule is None and (type(value) not in (int, float, bool, str) or value != value):
+                raise VerifyError(f"{op.kind}.{key} = {_short(value)} is no plain value", site=op.site)
+        if "lo" in op.attrs and "hi" in op.attrs and op.attrs["lo"] > op.attrs["hi"]:
+            raise VerifyError(f"{op.kind} clamps to {op.attrs['lo']} .. {op.attrs['hi']}", site=op.site)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def check_sizes(program: Program, types: Mapping[str, TensorType]) -> None:
+    """Check the sizes of all values for one binding of the symbols, and that no accumulator can overflow.
+
+    Args:
+        program: verified.
+        types: from `verify.infer`.
+
+    Raises:
+        VerifyError: on a value of too many axes or elements, or a product whose sums can leave int32.
+    """
+    for name, kind in types.items():
+        shape = kind.ints
+        if len(shape) > MAX_RANK or math.prod(shape) > MAX_ELEMENTS or any(d < 0 for d in shape):
+            raise VerifyError(f"value {name!r} has an absurd size", shapes=str(kind))
+    for op in program.ops:
+        terms = _TERMS.get(op.kind)
+        if terms is None:
+            continue
+        worst = terms(op, types, program.constants)
+        if worst > INT32_MAX:
+            raise VerifyError(
+                f"the sums of {op.kind} can reach {worst}, beyond int32",
+                site=op.site,
+                shapes=", ".join(str(types[n]) for n in op.inputs if n),
+            )
+
+
+def _product(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
+    """Largest |accumulator| of conv and linear: `sum |q - z| |w| + |bias|` with |q - z| <= 255."""
+    weight = types[op.inputs[1]].ints
+    bias = constants.get(op.inputs[2]) if len(op.inputs) > 2 else None
+    offset = 0
+    if bias is not None and bias.data.size:
+        offset = max(abs(int(bias.data.min())), abs(int(bias.data.max())))
+    worst = math.prod(weight[1:]) * 255 * 128 + offset
+    stored = constants.get(op.inputs[1])
+    if worst <= INT32_MAX or stored is None or not stored.data.size:
+        return worst
+    rows = np.abs(stored.data.astype(np.int64)).reshape(weight[0], -1).sum(1) * 255
+    if bias is not None:
+        rows = rows + np.abs(bias.data.astype(np.int64))
+    return int(rows.max())
+
+
+def _matmul(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
+    return types[op.inputs[0]].ints[-1] * 255 * 255
+
+
+def _attention(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
+    """Scores: D terms of 255^2. Values: probabilities round up by at most a half each, so they sum to 255 + S / 2."""
+    width, length = types[op.inputs[0]].ints[-1], types[op.inputs[1]].ints[-2]
+    return max(width * 255 * 255, (255 + (length + 1) // 2) * 255)
+
+
+def _pooled(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
+    before, after = (math.prod(types[n].ints) for n in (op.inputs[0], op.outputs[0]))
+    kernel = op.attrs.get("kernel")
+    terms = math.prod(k for k in kernel if isinstance(k, int)) if kernel else before // max(after, 1)
+    return terms * 255
+
+
+_TERMS: dict[str, Callable[[Op, Mapping[str, TensorType], Mapping[str, Constant]], int]] = {
+    "conv": _product,
+    "linear": _product,
+    "matmul": _matmul,
+    "attention": _attention,
+    "sum_pool": _pooled,
+    "sum_q": _pooled,
+}
+
+
+def check_constants(program: Program) -> None:
+    """Check stored values: truth values are 0 or 1, scales and multipliers finite, fills of codes are codes.
+
+    Raises:
+        VerifyError: on the first that is not.
+    """
+    for name, constant in program.constants.items():
+        if constant.dtype == "bool" and constant.data.size and int(constant.data.view(np.uint8).max()) > 1:
+            raise VerifyError(f"constant {name!r} holds truth values other than 0 and 1")
+    seen: set[str] = set()
+    for op in program.ops:
+        for position in _FINITE.get(op.kind, ()):
+            name = op.inputs[position] if position < len(op.inputs) else ""
+            constant_ = program.constants.get(name)
+            if constant_ is None or name in seen or constant_.dtype != "f32":
+                continue
+            seen.add(name)
+            if not finite(constant_.data):
+                raise VerifyError(f"constant {name!r} of {op.kind} is not finite", site=op.site)
+
+
+def finite(data: Array) -> bool:
+    """Whether no entry is NaN or infinite."""
+    return bool(np.isfinite(data).all())
+
+
+def check_fills(program: Program, types: Mapping[str, TensorType]) -> None:
+    """Check that the number an op fills with fits the dtype it fills.
+
+    Raises:
+        VerifyError: on the first that does not.
+    """
+    limits = {"u8": (0, 255), "i8": (-128, 127), "i32": (-(2**31), 2**31 - 1), "i64": (-(2**63), 2**63 - 1)}
+    for op in program.ops:
+        if "value" not in op.attrs:
+            continue
+        value, dtype = op.attrs["value"], types[op.outputs[0]].dtype
+        if dtype in limits:
+            low, high = limits[dtype]
+            if math.isinf(value) or value != int(value) or not low <= value <= high:
+                raise VerifyError(f"{op.kind} fills {dtype} with {value}", site=op.site)
+
+
+def check(program: Program, types: Mapping[str, TensorType]) -> None:
+    """All of the above, for a verified program and its types at the example's sizes.
+
+    Raises:
+        VerifyError: on the first broken promise.
+    """
+    check_sizes(program, types)
+    check_constants(program)
+    check_fills(program, types)
