@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pennyweight import kernels as kernels  # the opaque ops that converted modules call
 from pennyweight.errors import CalibrationError, EmptyCalibration, PennyweightError
 from pennyweight.graph import Graph
 from pennyweight.graph.record import call

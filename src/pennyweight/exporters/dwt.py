@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pennyweight.atomic import atomic_write
-from pennyweight.errors import FormatError, nearest
+from pennyweight.errors import FormatError
 from pennyweight.exporters import exporters
 from pennyweight.program.bounds import check, check_attributes
 from pennyweight.program.ir import Array, Program
@@ -51,9 +51,7 @@ def write_container(
 
 
 @exporters.register("dwt")
-def write_dwt(
-    program: Program, path: str | os.PathLike[str], *, extra: Mapping[str, str] | None = None
-) -> int:
+def write_dwt(program: Program, path: str | os.PathLike[str]) -> int:
     """Write a program as a .dwt file; returns its size in bytes.
 
     The program is checked first as the reader will check it: a file that is written can be read.
@@ -65,7 +63,7 @@ def write_dwt(
 
     Raises:
         VerifyError: if the program breaks its own rules or relies on values out of range.
-        FormatError: if a key of `extra` is reserved, or the header is over the limit.
+        FormatError: if the header is over the limit.
         OSError: if the file cannot be written; nothing is left behind then.
     """
     check_attributes(program)
@@ -75,11 +73,5 @@ def write_dwt(
         PROGRAM_KEY: to_text(program),
         META_KEY: dumps(dict(program.meta)),
     }
-    for key, value in (extra or {}).items():
-        if key.startswith("pennyweight.") or key == "__metadata__":
-            raise FormatError(
-                f"metadata key {key!r} is reserved", hint=nearest(key, metadata, "reserved keys")
-            )
-        metadata[key] = value
     tensors: dict[str, tuple[str, Any]] = {n: (STORED[c.dtype], c.data) for n, c in program.constants.items()}
     return write_container(path, tensors, metadata)
