@@ -69,7 +69,12 @@ def record(model: nn.Module, batch: Any) -> Graph:
 
 def clone(model: nn.Module) -> nn.Module:
     """Copy the module tree, share the parameters."""
-    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    copied = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    for old, new in zip(model.modules(), copied.modules(), strict=True):
+        for hooks in ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_always_called"):
+            if getattr(old, hooks) and not getattr(new, hooks):  # an fx.GraphModule loses them
+                getattr(new, hooks).update(getattr(old, hooks))
+    return copied
 
 
 def prepare(

@@ -50,6 +50,7 @@ def op_name(func: Callable[..., Any]) -> str:
         return _REFLECTED[name]
     if name == "__get__":
         return (resolve_name(func) or "get").split(".")[-2].lower()
+    name = name.partition(".")[0]  # torch.ops.aten.add.Tensor calls itself "add.Tensor"
     name = name.strip("_") if name.startswith("__") else name.rstrip("_")
     if re.fullmatch(r"i(add|sub|mul|truediv|matmul)", name):
         name = name[1:]
