@@ -116,7 +116,7 @@ def prepare(
     for site, spec in plan.sites().items():
         log.add("site", str(site), spec=str(spec))
     types = {path: type(m).__name__ for path, m in root.named_modules()}
-    bias = _insert_twins(root, plan, context.graph)
+    root, bias = _insert_twins(root, plan, context.graph)
     if any(layer.is_call for layer in plan.layers.values()):
         install(root, types)
         if bias or any(m.param for m in root.modules() if isinstance(m, CallTwin)):
@@ -138,8 +138,8 @@ def matrix_shapes(root: nn.Module, graph: Graph) -> dict[str, dict[str, tuple[in
     return found
 
 
-def _insert_twins(root: nn.Module, plan: Plan, graph: Graph) -> dict[str, str]:
-    """Swap in the twins; returns the bias parameter of each functional layer by call name."""
+def _insert_twins(root: nn.Module, plan: Plan, graph: Graph) -> tuple[nn.Module, dict[str, str]]:
+    """Swap in the twins; returns the model (a single layer is its own twin), and the bias of functional layers."""
     modules = dict(root.named_modules())
     nodes = {node.name: node for node in graph}
     bias: dict[str, str] = {}
@@ -150,6 +150,7 @@ def _insert_twins(root: nn.Module, plan: Plan, graph: Graph) -> dict[str, str]:
                 twins[layer.kind].prepare(old, layer) if not layer.keep else twins["keep"].prepare(old, layer)
             )
             replace_module(root, old, new)
+            root = new if old is root else root
             continue
         path, _, key = name.partition(":")
         owner = root.get_submodule(path)
@@ -159,7 +160,7 @@ def _insert_twins(root: nn.Module, plan: Plan, graph: Graph) -> dict[str, str]:
         cast("nn.ModuleDict", owner._modules[CALLS])[key] = CallTwin(layer, params.get(1, ""))
         if 2 in params:
             bias[name] = params[2]
-    return bias
+    return root, bias
 
 
 def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> nn.Module:
@@ -248,6 +249,7 @@ def convert(model: nn.Module) -> nn.Module:
                          "_forward_hooks_always_called", "_forward_hooks_with_kwargs"):  # fmt: skip
             getattr(new, hook_set).update(getattr(module, hook_set))
         replace_module(root, module, new)
+        root = new if module is root else root
     log = Journal(list(st.journal.events))
     log.add("size", before=before, after=model_bytes(root))
     plan_state = State("converted", st.recipe, st.plan, log, st.graph, st.example, st.functional_bias)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pennyweight.kernels import reference
+from pennyweight.kernels import recurrent, reference
 
 _GEOMETRY = (
     "int[] shape, int[] stride, int[] padding, int[] dilation, int[] extra, int groups, bool transposed"
@@ -28,6 +28,11 @@ SCHEMAS = {
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float factor, Tensor q_scale, "
     "Tensor q_zero, Tensor k_scale, Tensor k_zero, Tensor v_scale, Tensor v_zero) -> Tensor",
     "embedding": "(Tensor ids, Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
+    "decode": "(Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
+    "lstm": "(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor s_ih, Tensor w_hh, Tensor s_hh, Tensor? b_ih, "
+    "Tensor? b_hh, bool reverse) -> (Tensor, Tensor, Tensor)",
+    "gru": "(Tensor x, Tensor h, Tensor w_ih, Tensor s_ih, Tensor w_hh, Tensor s_hh, Tensor? b_ih, Tensor? b_hh, "
+    "bool reverse) -> (Tensor, Tensor)",
 }
 
 _library = torch.library.Library("pennyweight", "DEF")
@@ -59,6 +64,14 @@ def _fake_matmul(a: Tensor, b: Tensor, *args: Any) -> Tensor:
     return torch.matmul(a, b)
 
 
+def _fake_lstm(x: Tensor, h: Tensor, c: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty([*x.shape[:2], h.shape[1]]), torch.empty_like(h), torch.empty_like(c)
+
+
+def _fake_gru(x: Tensor, h: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty([*x.shape[:2], h.shape[1]]), torch.empty_like(h)
+
+
 FAKES: dict[str, Callable[..., Any]] = {
     "round_to_codes": lambda x, *a: torch.empty_like(x),
     "linear": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
@@ -70,9 +83,13 @@ FAKES: dict[str, Callable[..., Any]] = {
     "matmul": _fake_matmul,
     "attention": lambda q, k, v, *a: q.new_empty([*q.shape[:-1], v.shape[-1]]),
     "embedding": lambda ids, codes, scale, zero, bits, n: scale.new_empty([*ids.shape, n]),
+    "decode": lambda codes, scale, zero, bits, n: scale.new_empty([codes.shape[0], n]),
+    "lstm": _fake_lstm,
+    "gru": _fake_gru,
 }
+REFERENCES: dict[str, Callable[..., Any]] = {**vars(reference), "lstm": recurrent.lstm, "gru": recurrent.gru}
 
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema)
-    _library.impl(_name, getattr(reference, _name), "CompositeExplicitAutograd")
+    _library.impl(_name, REFERENCES[_name], "CompositeExplicitAutograd")
     torch.library.register_fake(f"pennyweight::{_name}", FAKES[_name], lib=_library)

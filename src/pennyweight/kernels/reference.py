@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pennyweight.kernels.functions import softmax
 from pennyweight.nn.conv import backward_weight
 from pennyweight.nn.integer import unpack_nibbles
 
@@ -175,7 +176,7 @@ def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, factor: float,
     q_scale: Tensor, q_zero: Tensor, k_scale: Tensor, k_zero: Tensor, v_scale: Tensor, v_zero: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Scores on codes, softmax in float, probabilities on 0 .. 255 / 255, values on codes."""
+    """Scores on codes, softmax in float32, probabilities on 0 .. 255 / 255, values on codes; as the program op."""
     qq = (to_codes(q, q_scale, q_zero) - q_zero).double()
     qk = (to_codes(k, k_scale, k_zero) - k_zero).double()
     qv = (to_codes(v, v_scale, v_zero) - v_zero).double()
@@ -186,7 +187,7 @@ def attention(
         scores = scores.masked_fill(~keep, float("-inf"))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    p = torch.round(torch.softmax(scores, -1) * 255.0).double()
+    p = torch.round(softmax(scores) * 255.0).clamp(0.0, 255.0).double()
     return (p @ qv).float() * (v_scale.double() / 255.0).float()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -14,102 +13,41 @@ from torch.utils._pytree import tree_map, tree_unflatten
 
 from pennyweight.errors import LowerError, PennyweightError, nearest
 from pennyweight.program.ir import Program, TensorType
-from pennyweight.program.lower import activations, integers, layers, movement, tensors  # noqa: F401 (register handlers)
+from pennyweight.program.lower import activations, integers, layers, movement, recurrent, tensors  # noqa: F401 (register handlers)
 from pennyweight.program.lower.builder import _DTYPES, Builder, Stored, Value, handlers
+from pennyweight.program.lower.export import Dynamic, export, first_line
 from pennyweight.program.rewrite import optimize
 from pennyweight.program.verify import verify
 
 
-def lower(model: nn.Module, example: Any, *, dynamic: bool = True, optimized: bool = True) -> Program:
+def lower(model: nn.Module, example: Any, *, dynamic: Dynamic = True, optimized: bool = True) -> Program:
     """The whole model as a program.
 
     Args:
         model: a converted model (a float one gives a float program).
         example: one batch; a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-        dynamic: let axis 0 of every input be of any size, and axis 1 of integer inputs (tokens).
+        dynamic: let axis 0 of every input be of any size, and the length of sequences (axis 1 of integer and of rank-3
+            float inputs); states in a tuple, [layers, N, H], vary in axis 1. Axes that the model fixes are fixed; if
+            that is the batch, `meta["fixed"]` says so. A mapping from input name or position to axes, for example
+            `{"x": (0, 1), "state": (1,)}`, opens these and no others. False fixes the sizes of the example.
         optimized: join floats between codes into integer ops (`rewrite`); off, the program is the model op by op.
 
     Raises:
         LowerError: if the model has control flow that depends on data, or calls an op that has no program form;
-            the error names the line. Everything but whole-graph files still works then.
+            the error names the line. Everything but whole-graph files still works then. Also if the model fixes an
+            axis that `dynamic` names.
         VerifyError: if the program breaks its own rules, which is a defect of this package.
     """
-    exported = _export(model, example, dynamic)
+    exported, fixed = export(model, example, dynamic)
     builder = _walk(exported)
+    if fixed:
+        builder.program.meta["fixed"] = "; ".join(fixed)
     verify(builder.program)
     if not optimized:
         return builder.program
     program = optimize(builder.program)
     verify(program)
     return program
-
-
-def _export(model: nn.Module, example: Any, dynamic: bool) -> Any:
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, Mapping):
-        kwargs = dict(example)
-    else:
-        args = tuple(example) if isinstance(example, tuple | list) else (example,)
-    args, kwargs = tree_map(_two_samples, (args, kwargs)) if dynamic else (args, kwargs)
-    shapes = tree_map(_dynamic_axes, (args, kwargs)) if dynamic else None
-    spec = None
-    if shapes is not None:
-        spec = shapes[1] if kwargs else shapes[0]
-    attempts = [spec, None] if spec is not None else [None]
-    for i, attempt in enumerate(attempts):
-        try:
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return torch.export.export(model.eval(), args, kwargs, dynamic_shapes=attempt, strict=False)
-        except Exception as error:
-            if i + 1 < len(attempts):
-                continue
-            raise LowerError(
-                f"the model has no whole-graph form: {_first_line(error)}",
-                site=_user_line(error),
-                hint="It runs quantized all the same; only whole-graph files need it. "
-                "Usual causes: control flow on tensor values, .item(), data leaving torch.",
-            ) from error
-    raise AssertionError("unreachable")
-
-
-def _two_samples(x: Any) -> Any:
-    """At most two samples, and at least two: torch.export takes sizes of 1 for constants."""
-    if isinstance(x, Tensor) and x.ndim and x.shape[0] == 1:
-        return torch.cat([x, x])
-    if isinstance(x, Tensor) and x.ndim > 1:
-        return x[:2]
-    return x
-
-
-def _dynamic_axes(x: Any) -> Any:
-    if not isinstance(x, Tensor) or x.ndim == 0:
-        return None
-    axes = {0: torch.export.Dim.AUTO}
-    if x.ndim > 1 and not x.is_floating_point():
-        axes[1] = torch.export.Dim.AUTO
-    return axes
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
-
-
-def _user_line(error: BaseException) -> str:
-    """The innermost line of user code in an error's traceback."""
-    where = ""
-    current: BaseException | None = error
-    while current is not None:
-        trace = current.__traceback__
-        while trace is not None:
-            filename = trace.tb_frame.f_code.co_filename
-            if "/torch/" not in filename and "/pennyweight/" not in filename and "contextlib" not in filename:
-                where = f"{filename}:{trace.tb_lineno} in {trace.tb_frame.f_code.co_name}"
-            trace = trace.tb_next
-        current = current.__cause__ or current.__context__
-    return where
 
 
 def _walk(exported: Any) -> Builder:
@@ -204,7 +142,7 @@ def _call(builder: Builder, node: Node, env: dict[Node, Any]) -> Any:
     except PennyweightError:
         raise
     except Exception as error:
-        raise LowerError(f"{name}: {_first_line(error)}", site=builder.site, hint=builder.where) from error
+        raise LowerError(f"{name}: {first_line(error)}", site=builder.site, hint=builder.where) from error
     result = _with_sizes(builder, result, node.meta.get("val"))
     if in_place and isinstance(node.args[0], Node):
         env[node.args[0]] = result

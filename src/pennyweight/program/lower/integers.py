@@ -165,6 +165,13 @@ def _conv_weight(b: Builder, args: Any, kwargs: Any) -> Value:
     return b.channels_first(y)
 
 
+@handles("pennyweight.decode.default")
+def _decode(b: Builder, args: Any, kwargs: Any) -> Value:
+    codes, scale, zero, bits, n = args
+    operands = [stored_codes(b, codes, bits), b.value(scale), *([] if zero is None else [b.value(zero)])]
+    return b.emit("decode", operands, bits=bits, shape=[int(codes.tensor.shape[0]), n])
+
+
 @handles("pennyweight.matmul.default")
 def _matmul(b: Builder, args: Any, kwargs: Any) -> Value:
     x, y, x_scale, x_zero, y_scale, y_zero = args
