@@ -20,6 +20,7 @@ from pennyweight.nn import twins
 from pennyweight.nn.calls import CallTwin, convert_call
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.nn.sites import CALLS, install
+from pennyweight.nn.transformer import take_plain_paths
 from pennyweight.passes import Context, replace_module
 from pennyweight.plan import LEAVES, Plan, make_plan
 from pennyweight.progress import track
@@ -102,6 +103,7 @@ def prepare(
     recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
     log = Journal() if journal is None else journal
     root = clone(model)
+    take_plain_paths(root)
     if root.training:
         log.add("note", text="the model was in training mode; it is quantized in eval mode")
         root.eval()
