@@ -110,9 +110,9 @@ def _layer(owner: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, str, tuple[
         channels = (shape[1] * groups, shape[0]) if family == "conv" else (shape[0], shape[1] * groups)
         kind = (_CONVS if family == "conv" else _TRANSPOSED)[name]
         module = kind(*channels, kernel, bias=bias is not None, device="meta", **options)
-    module.weight = weight  # type: ignore[assignment]
+    module.weight = weight
     if bias is not None:
-        module.bias = bias  # type: ignore[assignment]
+        module.bias = bias
     target = str(given["weight"].target)
     return module.train(owner.training), target, (name, target, str(options))
 

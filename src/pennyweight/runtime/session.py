@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -209,20 +208,17 @@ def _engine(program: Program, backend: str, threads: int) -> tuple[str, str, Any
     """The backend's name, why it was chosen, and the thing itself."""
     if backend == "reference":
         return "reference", "asked for", Reference(program)
+    from pennyweight.runtime import engine, library
+
     try:
-        engine: Any = import_module("pennyweight.runtime.engine")
-    except (ImportError, KernelError, OSError) as error:
+        library.load()
+    except (KernelError, OSError, AttributeError) as error:  # AttributeError: a library of another version
         why = error.what if isinstance(error, KernelError) else f"{type(error).__name__}: {error}"
         if backend == "native":
-            raise KernelError(
-                f"the native engine is not available: {why}", hint="Install with a compiler."
-            ) from error
+            raise
         return "reference", f"the native engine is not available: {why}", Reference(program)
-    return (
-        "native",
-        "asked for" if backend == "native" else "its library is there",
-        engine.Engine(program, threads=threads),
-    )
+    why = "asked for" if backend == "native" else "its library is there"
+    return "native", why, engine.Engine(program, threads=threads)
 
 
 def load(

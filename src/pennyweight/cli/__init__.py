@@ -1,0 +1,1 @@
+"""The command `pennyweight`: one file per verb. Importing this package imports nothing else."""
