@@ -23,7 +23,6 @@ PennyweightError
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -142,6 +141,8 @@ def nearest(name: str, choices: Iterable[str], what: str = "choices") -> str:
     >>> nearest("int9", ["int8", "int4"], "grids")
     "Did you mean 'int8'? grids: int4, int8."
     """
+    import difflib  # here, not above: the runtime starts in milliseconds, and errors are rare
+
     known = sorted(choices)
     close = difflib.get_close_matches(name, known, n=1)
     lead = f"Did you mean {close[0]!r}? " if close else ""

@@ -10,15 +10,20 @@ import ast
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pennyweight.errors import InputError, VerifyError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+else:
+    Array = np.ndarray  # numpy.typing costs a millisecond of the runtime's start
+
 Dim = int | str
-Array = npt.NDArray[Any]
 
 # name -> (numpy dtype that holds it, bytes); bf16 is held as its 16 bits, u4 as two codes a byte
 DTYPES: dict[str, tuple[str, int]] = {
