@@ -1,0 +1,13 @@
+// Instruction sets of this machine, weakest first.
+#pragma once
+
+namespace pw {
+
+enum Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3, kIsaCount = 4 };
+
+const char* isa_name(int isa);
+bool isa_supported(int isa);
+// The strongest supported one, or what PENNYWEIGHT_ISA names; -1 if that is unknown or unsupported.
+int isa_default();
+
+}  // namespace pw

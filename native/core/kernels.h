@@ -1,0 +1,344 @@
+// What a kernel is told, and the table of kernels. A row of kernels.inc makes a kernel; the strongest row that the
+// chosen instruction set allows is used.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cpu.h"
+
+namespace pw {
+
+// ---- from accumulators to results --------------------------------------------------------------------------------
+
+enum class Out { kI32, kU8, kF32 };
+
+// What happens to an int32 accumulator of column n, in this order (docs/numerics.md):
+//   acc += bias[n]                      with the constant zero point already taken in
+//   acc -= row_zero[m] * colsum[n]      if row_zero
+//   kI32: store
+//   kU8:  t = float(acc) * multiplier[n];  t += float(r - r_zero) * r_multiplier  if residual
+//         q = clamp(rint(t) + zero, lo, hi);  q = lut[q]  if lut
+//   kF32: t = float(acc);  t *= row_scale[m] if row_scale;  t *= multiplier[n];  t += bias_f32[n] if bias_f32
+//         t += addend[m][n] if addend
+struct Epilogue {
+  Out out = Out::kI32;
+  const int32_t* bias = nullptr;        // [N padded to 16], never null
+  const float* multiplier = nullptr;    // [N padded to 16]
+  const int32_t* colsum = nullptr;      // [N padded to 16]
+  const int32_t* row_zero = nullptr;    // [M], or one number where row_step is 0
+  const float* row_scale = nullptr;     // likewise
+  int row_step = 1;
+  const float* bias_f32 = nullptr;      // [N padded to 16]
+  const uint8_t* residual = nullptr;    // rows at the offsets of the result, times residual_rows
+  const float* addend = nullptr;
+  int32_t r_zero = 0;
+  float r_multiplier = 0;
+  int32_t zero = 0, lo = 0, hi = 255;
+  const uint8_t* lut = nullptr;         // [256]
+};
+
+// ---- u8 x s8 products ----------------------------------------------------------------------------------------------
+
+// Packed weights: blocks of 16 columns; in a block, segment after segment, quads of 4 along K: [16 columns][4].
+// Every segment is padded with zeros to a multiple of `k_align`. That is one tile row per quad, so AMX reads the same.
+struct GemmArgs {
+  const uint8_t* a = nullptr;      // row m, segment s, byte k at a + row_offset[m] + seg_offset[s] + k
+  const int64_t* row_offset = nullptr;
+  int m = 0;                       // rows of this call
+  int uniform = 0;                 // rows from the first on that lie row_stride apart (all of them, or 0: unknown)
+  int64_t row_stride = 0;
+  int segments = 1;
+  const int64_t* seg_offset = nullptr;
+  int seg_len = 0;                 // bytes of K in a segment
+  int seg_pad = 0;                 // the same, padded to k_align
+  const int8_t* b = nullptr;       // first column block of this call
+  int64_t b_block = 0;             // bytes from one column block to the next
+  int n = 0;                       // columns of this call
+  int n0 = 0;                      // first column, to index the epilogue's arrays
+  void* c = nullptr;               // row m, column n at c + (c_offset[m] + n) elements
+  const int64_t* c_offset = nullptr;  // -1: the row is not stored
+  const int64_t* r_offset = nullptr;  // residual or addend rows
+  int m0 = 0;                      // first row, to index row_zero and row_scale
+  const Epilogue* epilogue = nullptr;
+};
+using GemmFn = void (*)(const GemmArgs&);
+
+// ---- depthwise convolution ---------------------------------------------------------------------------------------
+
+// One row of results of a depthwise convolution, channels last.
+// Packed weights: for each block of 64 channels, for each quad of kernel rows, for each kernel column: 256 bytes, four
+// rows' weights per channel, channels in the order of `depthwise_order`.
+struct DepthwiseArgs {
+  const uint8_t* x = nullptr;      // first input row of this result row, first column, first channel
+  int64_t x_row = 0;               // bytes between input rows
+  int64_t x_pixel = 0;             // bytes between input columns
+  int kernel_h = 0, kernel_w = 0, stride_w = 1, dilation_h = 1, dilation_w = 1;
+  const int8_t* w = nullptr;
+  int channels = 0;
+  int width = 0;                   // result columns
+  uint8_t* y = nullptr;
+  int64_t y_pixel = 0;
+  const Epilogue* epilogue = nullptr;  // kU8 or kI32 or kF32
+  const uint8_t* residual = nullptr;
+  int64_t r_pixel = 0;
+};
+using DepthwiseFn = void (*)(const DepthwiseArgs&);
+
+// ---- elementwise -------------------------------------------------------------------------------------------------
+
+struct QuantizeArgs {  // q = clamp(rint(x * r) + zero, lo, hi)
+  const float* x;
+  uint8_t* y;
+  int64_t n;
+  float r;
+  int32_t zero, lo, hi;
+};
+using QuantizeFn = void (*)(const QuantizeArgs&);
+
+struct DequantizeArgs {  // y = float(q - zero) * scale
+  const uint8_t* x;
+  float* y;
+  int64_t n;
+  float scale;
+  int32_t zero;
+};
+using DequantizeFn = void (*)(const DequantizeArgs&);
+
+struct AddArgs {  // add_q: t = float(a - a_zero) * a_m; u = float(b - b_zero) * b_m; clamp(rint(t + u) + zero)
+  const uint8_t* a;
+  const uint8_t* b;
+  uint8_t* y;
+  int64_t n;
+  int32_t a_zero, b_zero, zero, lo, hi;
+  float a_m, b_m;
+  int b_step;  // 1, or 0 where b is one value for the row
+};
+using AddFn = void (*)(const AddArgs&);
+
+struct MulArgs {  // mul_q: clamp(rint(float((a - a_zero) * (b - b_zero)) * m) + zero)
+  const uint8_t* a;
+  const uint8_t* b;
+  uint8_t* y;
+  int64_t n;
+  int32_t a_zero, b_zero, zero, lo, hi;
+  float m;
+  int b_step;
+};
+using MulFn = void (*)(const MulArgs&);
+
+struct TableArgs {
+  const uint8_t* x;
+  uint8_t* y;
+  int64_t n;
+  const uint8_t* lut;  // [256]
+};
+using TableFn = void (*)(const TableArgs&);
+
+struct TableF32Args {
+  const uint8_t* x;
+  float* y;
+  int64_t n;
+  const float* lut;  // [256]
+};
+using TableF32Fn = void (*)(const TableF32Args&);
+
+struct AffineArgs {  // affine_q over one row of channels
+  const uint8_t* x;
+  uint8_t* y;
+  int n;
+  const float* m;
+  const float* b;
+  int32_t in_zero, zero, lo, hi;
+};
+using AffineFn = void (*)(const AffineArgs&);
+
+struct EpilogueArgs {  // one row of accumulators
+  const int32_t* acc;
+  void* y;
+  int n;
+  const Epilogue* epilogue;  // bias and multiplier as arrays
+  const uint8_t* residual;
+  const float* addend;
+  int row;
+};
+using EpilogueFn = void (*)(const EpilogueArgs&);
+
+struct MinMaxArgs {
+  const float* x;
+  int64_t n;
+  float* lo;  // running, to be set before
+  float* hi;
+};
+using MinMaxFn = void (*)(const MinMaxArgs&);
+
+struct PoolArgs {  // one result pixel: over `count` rows of n channels
+  const void* const* x;
+  int count;
+  int n;
+  void* y;
+  int32_t zero;  // sum: subtracted count times
+};
+using PoolFn = void (*)(const PoolArgs&);
+
+struct SoftmaxArgs {  // y = softmax(x), one row; in place allowed
+  const float* x;
+  float* y;
+  int n;
+};
+using SoftmaxFn = void (*)(const SoftmaxArgs&);
+
+struct ProbabilitiesArgs {  // attention: s = float(acc) * factor (+ mask), p = clamp(rint(softmax(s) * 255))
+  const int32_t* acc;
+  const float* mask;  // or null
+  int mask_step;      // 1, or 0 where the mask is one value for the row
+  uint8_t* y;
+  float* scratch;     // [n padded to 16]
+  int n;              // keys
+  int valid;          // keys that count (causal); the rest get probability 0
+  float factor;
+};
+using ProbabilitiesFn = void (*)(const ProbabilitiesArgs&);
+
+struct LayerNormArgs {
+  const float* x;
+  float* y;
+  int n;
+  const float* gain;   // or null
+  const float* shift;  // or null
+  float eps;
+};
+using LayerNormFn = void (*)(const LayerNormArgs&);
+
+struct UnaryArgs {
+  const float* x;
+  float* y;
+  int64_t n;
+  float p, q;
+};
+using UnaryFn = void (*)(const UnaryArgs&);
+
+struct BinaryArgs {
+  const float* a;
+  const float* b;
+  float* y;
+  int64_t n;
+  int a_step, b_step;  // 1 or 0
+};
+using BinaryFn = void (*)(const BinaryArgs&);
+
+struct LstmArgs {  // one row: gates [4n] from two products
+  const float* given;  // [4n]
+  const float* own;    // [4n]
+  float* c;            // [n], in and out
+  float* h;            // [n], out
+  int n;
+};
+using LstmFn = void (*)(const LstmArgs&);
+
+struct GruArgs {
+  const float* given;  // [3n]
+  const float* own;    // [3n]
+  float* h;            // [n], in and out
+  int n;
+};
+using GruFn = void (*)(const GruArgs&);
+
+// ---- float products -------------------------------------------------------------------------------------------------
+
+// Packed weights: blocks of 16 columns, [K][16] floats each.
+struct GemmF32Args {
+  const float* a = nullptr;        // row m, segment s, element k at a + row_offset[m] + seg_offset[s] + k
+  const int64_t* row_offset = nullptr;
+  int m = 0;
+  int segments = 1;
+  const int64_t* seg_offset = nullptr;
+  int seg_len = 0;
+  const float* b = nullptr;
+  int64_t b_block = 0;             // floats from one column block to the next
+  int n = 0;
+  const float* bias = nullptr;     // [N padded to 16] or null
+  int n0 = 0;
+  float* c = nullptr;
+  const int64_t* c_offset = nullptr;
+};
+using GemmF32Fn = void (*)(const GemmF32Args&);
+
+// Float rows times stored codes, decoded in registers:
+//   y[m][n] = sum_g scale[g][n] * sum_{k in g} x[m][k] * (code[n][k] - zero[g][n])  (+ bias[n])
+// Packed codes: blocks of 16 columns; k after k, 16 bytes (8 bits), or 8 bytes with columns j and j + 8 in the low and
+// high nibble of byte j (4 bits, offset by 8).
+struct GemmCodesArgs {
+  const float* a = nullptr;  // row m at a + m * lda
+  int64_t lda = 0;
+  int m = 0, k = 0, groups = 1, bits = 8;
+  const uint8_t* b = nullptr;
+  int64_t b_block = 0;       // bytes from one column block to the next
+  int n = 0;
+  const float* scale = nullptr;  // [groups][scale_step]
+  const float* zero = nullptr;   // alike, or null
+  int64_t scale_step = 0;
+  const float* bias = nullptr;   // or null
+  float* c = nullptr;        // row m at c + m * ldc
+  int64_t ldc = 0;
+};
+using GemmCodesFn = void (*)(const GemmCodesArgs&);
+
+// One row of codes to floats: y[k] = (code[k] - zero[g]) * scale[g].
+struct DecodeArgs {
+  const void* codes;   // i8, or nibbles (low first, two's complement)
+  float* y;            // [n]
+  int n, bits, groups;
+  const float* scale;  // [groups]
+  const float* zero;   // [groups] or null
+};
+using DecodeFn = void (*)(const DecodeArgs&);
+
+// Activations as the right operand of a product: packed as weights are (GemmArgs), u8 turned to s8 by subtracting 128.
+struct PackArgs {
+  const uint8_t* x;   // transposed: row n, byte k at x + n * stride + k; else row k, byte n at x + k * stride + n
+  int64_t stride;
+  int k, n, k_pad;    // k_pad: multiple of the product kernel's k_align
+  int transposed;
+  int8_t* b;          // whole blocks of 16 columns, padding zero
+  int64_t b_block;
+  int32_t* colsum;    // [n padded to 16]: sum over k of the packed codes
+};
+using PackFn = void (*)(const PackArgs&);
+
+struct InterleaveArgs {  // y[i * planes + p] = x[p][i]
+  const uint8_t* x[4];
+  int planes;
+  int64_t n;
+  uint8_t* y;
+};
+using InterleaveFn = void (*)(const InterleaveArgs&);
+
+// ---- the table -----------------------------------------------------------------------------------------------------
+
+enum Op : int {
+#define PW_OP(name, type) k_##name,
+#include "core/ops.inc"
+#undef PW_OP
+  kOpCount
+};
+
+struct KernelRow {
+  Op op;
+  const char* op_name;
+  int isa;
+  const char* symbol;
+  void* fn;
+};
+const KernelRow* kernel_rows(int* count);
+
+// Kernels of one instruction set, every entry filled.
+struct Kernels {
+  int isa = 0;
+  const KernelRow* row[kOpCount] = {};
+#define PW_OP(name, type) type name = nullptr;
+#include "core/ops.inc"
+#undef PW_OP
+};
+const Kernels& kernels_for(int isa);
+
+}  // namespace pw

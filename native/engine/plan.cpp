@@ -1,0 +1,129 @@
+#include "engine/plan.h"
+
+#include <cstdlib>
+#include <cstring>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace pw {
+
+void fail(const std::string& what) { throw Error(what); }
+
+int64_t dtype_size(int dtype) {
+  switch (dtype) {
+    case PW_F32: case PW_I32: return 4;
+    case PW_F16: case PW_BF16: return 2;
+    case PW_I64: return 8;
+    default: return 1;
+  }
+}
+
+std::string dims_text(const std::vector<int64_t>& dims) {
+  std::string out = "[";
+  for (size_t i = 0; i < dims.size(); ++i) out += (i ? ", " : "") + std::to_string(dims[i]);
+  return out + "]";
+}
+
+Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
+  const int64_t page = int64_t(2) << 20;
+  const int64_t align = bytes >= page ? page : 64;
+  const int64_t size = (bytes + kSlack + align - 1) / align * align;
+  data_ = std::aligned_alloc(size_t(align), size_t(size));
+  if (!data_) fail("out of memory: " + std::to_string(bytes) + " bytes");
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (align == page) madvise(data_, size_t(size), MADV_HUGEPAGE);
+#endif
+}
+
+Buffer::~Buffer() { std::free(data_); }
+
+Buffer& Buffer::operator=(Buffer&& o) noexcept {
+  std::swap(data_, o.data_);
+  std::swap(bytes_, o.bytes_);
+  return *this;
+}
+
+int64_t Constant::count() const {
+  int64_t n = 1;
+  for (int64_t d : dims) n *= d;
+  return n;
+}
+
+int64_t Value::count() const {
+  int64_t n = 1;
+  for (int64_t d : dims) n *= d;
+  return n;
+}
+
+bool Value::dense() const {
+  int64_t stride = 1;
+  for (int i = rank() - 1; i >= 0; --i) {
+    if (dims[i] != 1 && strides[i] != stride) return false;
+    stride *= dims[i];
+  }
+  return true;
+}
+
+static const Attribute& attribute(const OpNode& op, const char* name) {
+  const auto it = op.attrs.find(name);
+  if (it == op.attrs.end()) fail("op " + op.kind + " lacks attribute " + name);
+  return it->second;
+}
+
+int64_t OpNode::integer(const char* name) const {
+  const Attribute& a = attribute(*this, name);
+  if (a.kind != 0 || a.ints.empty()) fail("attribute " + std::string(name) + " of " + kind + " is no integer");
+  return a.ints[0];
+}
+
+float OpNode::real(const char* name) const {
+  const Attribute& a = attribute(*this, name);
+  if (a.kind == 0 && !a.ints.empty()) return float(a.ints[0]);
+  if (a.kind != 1 || a.floats.empty()) fail("attribute " + std::string(name) + " of " + kind + " is no number");
+  return float(a.floats[0]);
+}
+
+const std::string& OpNode::text(const char* name) const { return attribute(*this, name).text; }
+const std::vector<int64_t>& OpNode::ints(const char* name) const { return attribute(*this, name).ints; }
+
+const Constant& Plan::constant(int value) const {
+  const Value& v = values[value];
+  if (v.kind != PW_CONSTANT) fail("an operand must be a constant");
+  return model->constants[v.index];
+}
+
+int Plan::sole_reader(int value) const {
+  const Value& v = values[value];
+  if (v.kind != PW_TEMPORARY || v.readers.size() != 1) return -1;
+  for (int out : outputs)
+    if (out == value) return -1;
+  return v.readers[0];
+}
+
+std::vector<float> columns_f32(const Plan& plan, int value, int64_t n, float fill) {
+  const Constant& c = plan.constant(value);
+  require(c.dtype == PW_F32, "a per-column constant is not f32");
+  require(c.count() == n || c.count() == 1, "a per-column constant does not fit");
+  std::vector<float> out((n + 63) / 64 * 64, fill);
+  const float* data = static_cast<const float*>(c.data);
+  for (int64_t i = 0; i < n; ++i) out[i] = data[c.count() == 1 ? 0 : i];
+  return out;
+}
+
+void* Run::place(int value) const {
+  const Value& v = plan->values[value];
+  const Value& root = plan->values[v.root];
+  char* base;
+  switch (root.kind) {
+    case PW_INPUT: base = static_cast<char*>(const_cast<void*>(inputs[root.index])); break;
+    case PW_OUTPUT: base = static_cast<char*>(outputs[root.index]); break;
+    case PW_CONSTANT: base = static_cast<char*>(const_cast<void*>(plan->model->constants[root.index].data)); break;
+    default: base = arena + root.arena;
+  }
+  return base + v.offset * dtype_size(v.dtype);
+}
+
+char* Run::scratch(int thread) const { return arena + plan->arena_bytes + thread * plan->scratch_bytes; }
+
+}  // namespace pw

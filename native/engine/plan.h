@@ -1,0 +1,184 @@
+// A program made concrete: values with places in memory, and steps.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/kernels.h"
+#include "core/threads.h"
+#include "pennyweight.h"
+
+namespace pw {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+[[noreturn]] void fail(const std::string& what);
+inline void require(bool condition, const char* what) {
+  if (!condition) fail(what);
+}
+
+int64_t dtype_size(int dtype);  // bytes; PW_U4 counts packed bytes
+std::string dims_text(const std::vector<int64_t>& dims);
+
+// Memory that kernels may read a little beyond: aligned to 64 bytes, large blocks on large pages.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t bytes);
+  ~Buffer();
+  Buffer(Buffer&& o) noexcept : data_(o.data_), bytes_(o.bytes_) { o.data_ = nullptr; }
+  Buffer& operator=(Buffer&& o) noexcept;
+  template <class T>
+  T* as() const { return static_cast<T*>(data_); }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+constexpr int64_t kSlack = 4096;  // what a kernel may read beyond a tensor
+
+struct Constant {
+  int dtype = 0;
+  std::vector<int64_t> dims;
+  const void* data = nullptr;
+  int64_t count() const;
+};
+
+// Weights in the form that kernels read, kept once per model and layout.
+struct Packed {
+  Buffer codes;            // or floats
+  std::vector<int32_t> colsum;
+  int64_t block = 0;       // elements from one block of 16 columns to the next
+};
+
+class Model {
+ public:
+  std::vector<Constant> constants;
+  // The packed form called `key` of a constant, made by `make` where it does not exist yet.
+  template <class Make>
+  std::shared_ptr<const Packed> packed(const std::string& key, Make make) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto& slot = cache_[key];
+    if (!slot) {
+      slot = std::make_shared<Packed>(make());
+      bytes_ += slot->codes.bytes();
+    }
+    return slot;
+  }
+  int64_t packed_bytes() const { return bytes_; }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, std::shared_ptr<Packed>> cache_;
+  int64_t bytes_ = 0;
+};
+
+struct Attribute {
+  int kind = 0;
+  std::vector<int64_t> ints;
+  std::vector<double> floats;
+  std::string text;
+};
+
+struct OpNode {
+  std::string kind, site;
+  std::vector<int> in, out;
+  std::map<std::string, Attribute> attrs;
+
+  int input(size_t i) const { return i < in.size() ? in[i] : -1; }
+  int64_t integer(const char* name) const;
+  float real(const char* name) const;
+  bool flag(const char* name) const { return integer(name) != 0; }
+  const std::string& text(const char* name) const;
+  const std::vector<int64_t>& ints(const char* name) const;
+};
+
+struct Value {
+  int dtype = 0;
+  std::vector<int64_t> dims;
+  int kind = PW_TEMPORARY;
+  int index = -1;             // among inputs, outputs or constants
+  int producer = -1;          // op
+  std::vector<int> readers;   // ops, once per operand
+  // place: `root` owns the memory; element [i, j, ...] is at offset + i * strides[0] + ...
+  int root = -1;
+  int64_t offset = 0;         // elements
+  std::vector<int64_t> strides;
+  // of a root
+  int64_t allocated = 0;      // elements
+  std::vector<int64_t> halo_begin, halo_end;  // per axis, empty: none
+  int64_t fill = 0;           // value of the halo (a code, or zero)
+  int64_t arena = -1;         // bytes
+  int first = -1, last = -1;  // steps between which it lives
+
+  int64_t count() const;
+  int rank() const { return int(dims.size()); }
+  bool dense() const;
+};
+
+struct Plan;
+
+// One run's memory.
+struct Run {
+  const Plan* plan = nullptr;
+  char* arena = nullptr;
+  const void* const* inputs = nullptr;
+  void* const* outputs = nullptr;
+  mutable std::atomic<const char*> error{nullptr};
+
+  // A step that cannot go on says so; the run then fails with this text (a literal).
+  void report(const char* what) const { error.store(what, std::memory_order_relaxed); }
+  char* scratch(int thread) const;
+  void* place(int value) const;
+  template <class T>
+  T* at(int value) const { return static_cast<T*>(place(value)); }
+};
+
+struct Step {
+  virtual ~Step() = default;
+  virtual void run(const Run& r, int task, int thread) const = 0;
+  std::string ops, site;
+  const char* kernel = "";
+  int64_t macs = 0, bytes = 0;
+  int tasks = 1;
+  int64_t scratch = 0;             // bytes per thread
+  std::vector<int> reads, writes;  // values
+};
+
+struct Plan {
+  Model* model = nullptr;
+  const Kernels* kernels = nullptr;
+  int threads = 1;
+  std::vector<Value> values;
+  std::vector<OpNode> ops;
+  std::vector<int> outputs, inputs;
+  std::vector<std::unique_ptr<Step>> steps;
+  int64_t arena_bytes = 0, scratch_bytes = 0;
+  std::unique_ptr<Pool> pool;
+  std::mutex mutex;
+  std::vector<Buffer> idle;  // arenas between runs
+
+  const Constant& constant(int value) const;
+  bool is_constant(int value) const { return values[value].kind == PW_CONSTANT; }
+  // The only op that reads a value, if the value is no output; else -1.
+  int sole_reader(int value) const;
+  int k_align() const { return kernels->isa == kAmx ? 64 : 4; }
+};
+
+void assign_places(Plan& plan);   // layout.cpp: halos, aliases, strides
+void build_steps(Plan& plan);     // build.cpp
+void plan_memory(Plan& plan);     // memory.cpp
+void run_plan(Plan& plan, const void* const* inputs, void* const* outputs, int64_t* ns);
+
+// Padded copy of a per-column constant of one element or `n`.
+std::vector<float> columns_f32(const Plan& plan, int value, int64_t n, float fill = 0);
+
+}  // namespace pw

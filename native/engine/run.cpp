@@ -1,0 +1,89 @@
+// Run the steps in order, each shared among the threads that the pool has.
+#include <chrono>
+#include <cstring>
+
+#include "engine/plan.h"
+
+namespace pw {
+namespace {
+
+constexpr int64_t kBeyond = 1 << 16;  // convolutions may read some rows beyond the last tensor
+
+struct Job {
+  const Step* step;
+  const Run* run;
+};
+
+void call(void* context, int task, int thread) {
+  const Job& job = *static_cast<Job*>(context);
+  job.step->run(*job.run, task, thread);
+}
+
+class Arena {  // borrowed from the plan for one run
+ public:
+  explicit Arena(Plan& plan) : plan_(plan) {
+    {
+      std::lock_guard<std::mutex> lock(plan.mutex);
+      if (!plan.idle.empty()) {
+        buffer_ = std::move(plan.idle.back());
+        plan.idle.pop_back();
+        return;
+      }
+    }
+    buffer_ = Buffer(plan.arena_bytes + plan.threads * plan.scratch_bytes + kBeyond);
+  }
+  ~Arena() {
+    std::lock_guard<std::mutex> lock(plan_.mutex);
+    plan_.idle.push_back(std::move(buffer_));
+  }
+  char* data() const { return buffer_.as<char>(); }
+
+ private:
+  Plan& plan_;
+  Buffer buffer_;
+};
+
+class Lease {  // of the pool; a run that does not get it works alone
+ public:
+  explicit Lease(Pool& pool) : pool_(pool), mine_(pool.acquire()) {}
+  ~Lease() {
+    if (mine_) pool_.release();
+  }
+  void run(const Step& step, const Run& r) {
+    if (mine_ && step.tasks > 1) {
+      Job job{&step, &r};
+      pool_.parallel(step.tasks, call, &job);
+    } else {
+      for (int task = 0; task < step.tasks; ++task) step.run(r, task, 0);
+    }
+  }
+
+ private:
+  Pool& pool_;
+  bool mine_;
+};
+
+}  // namespace
+
+void run_plan(Plan& plan, const void* const* inputs, void* const* outputs, int64_t* ns) {
+  Arena arena(plan);
+  Run r;
+  r.plan = &plan;
+  r.arena = arena.data();
+  r.inputs = inputs;
+  r.outputs = outputs;
+  Lease lease(*plan.pool);
+  using clock = std::chrono::steady_clock;
+  auto before = clock::now();
+  for (size_t s = 0; s < plan.steps.size(); ++s) {
+    lease.run(*plan.steps[s], r);
+    if (const char* what = r.error.load(std::memory_order_relaxed)) fail(plan.steps[s]->site + ": " + what);
+    if (ns) {
+      const auto now = clock::now();
+      ns[s] = std::chrono::duration_cast<std::chrono::nanoseconds>(now - before).count();
+      before = now;
+    }
+  }
+}
+
+}  // namespace pw

@@ -1,0 +1,207 @@
+// Softmax, layer normalisation, reductions.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "engine/build.h"
+
+namespace pw {
+namespace {
+
+void describe(Step& s, const Plan& plan, const OpNode& op, const char* kernel) {
+  s.ops = op.kind;
+  s.site = op.site;
+  s.kernel = kernel;
+  for (int v : op.in)
+    if (v >= 0) s.reads.push_back(v);
+  s.writes = {op.out[0]};
+  for (int v : s.reads) s.bytes += plan.values[v].count() * dtype_size(plan.values[v].dtype);
+  s.bytes += plan.values[op.out[0]].count() * dtype_size(plan.values[op.out[0]].dtype);
+}
+
+struct SoftmaxStep : Step {
+  SoftmaxFn fn;
+  int x, y;
+  int64_t rows, n;
+  void run(const Run& r, int task, int) const override {
+    for (int64_t m = rows * task / tasks; m < rows * (task + 1) / tasks; ++m)
+      fn({r.at<float>(x) + m * n, r.at<float>(y) + m * n, int(n)});
+  }
+};
+
+// Layer norm, and the rounding of its result where that follows: the row is still in the first cache.
+struct LayerNormStep : Step {
+  LayerNormFn fn;
+  QuantizeFn quantize = nullptr;
+  int x, y, gain, shift, codes = -1;
+  int64_t rows, n;
+  float eps, r = 0;
+  int32_t zero = 0, lo = 0, hi = 255;
+  void run(const Run& run, int task, int) const override {
+    const float* g = gain >= 0 ? run.at<float>(gain) : nullptr;
+    const float* s = shift >= 0 ? run.at<float>(shift) : nullptr;
+    for (int64_t m = rows * task / tasks; m < rows * (task + 1) / tasks; ++m) {
+      float* out = run.at<float>(y) + m * n;
+      fn({run.at<float>(x) + m * n, out, int(n), g, s, eps});
+      if (quantize) quantize({out, run.at<uint8_t>(codes) + m * n, n, r, zero, lo, hi});
+    }
+  }
+};
+
+struct ReduceStep : Step {
+  int x, y, dtype;
+  std::string fn;
+  std::vector<int64_t> kept, kept_strides, gone, gone_strides;
+  int64_t count = 1, taps = 1;
+
+  template <class T>
+  void loop(const Run& r) const {
+    std::vector<int64_t> place(kept.size(), 0), inner(gone.size(), 0);
+    for (int64_t i = 0; i < count; ++i) {
+      int64_t at = 0;
+      for (size_t a = 0; a < kept.size(); ++a) at += place[a] * kept_strides[a];
+      std::fill(inner.begin(), inner.end(), 0);
+      T total = fn == "prod" ? T(1) : T(0);
+      bool first = true;
+      for (int64_t j = 0; j < taps; ++j) {
+        int64_t off = at;
+        for (size_t a = 0; a < gone.size(); ++a) off += inner[a] * gone_strides[a];
+        const T v = r.at<T>(x)[off];
+        if (fn == "max") total = first || v > total || v != v ? v : total;
+        else if (fn == "min") total = first || v < total || v != v ? v : total;
+        else if (fn == "prod") total = total * v;
+        else total = total + v;
+        first = false;
+        for (int a = int(gone.size()) - 1; a >= 0; --a) {
+          if (++inner[size_t(a)] < gone[size_t(a)]) break;
+          inner[size_t(a)] = 0;
+        }
+      }
+      if (fn == "mean") total = total / T(taps);
+      r.at<T>(y)[i] = total;
+      for (int a = int(kept.size()) - 1; a >= 0; --a) {
+        if (++place[size_t(a)] < kept[size_t(a)]) break;
+        place[size_t(a)] = 0;
+      }
+    }
+  }
+  void run(const Run& r, int, int) const override {
+    if (dtype == PW_F32) loop<float>(r);
+    else loop<int64_t>(r);
+  }
+};
+
+struct ArgmaxStep : Step {
+  int x, y;
+  int64_t outer, n, inner;
+  void run(const Run& r, int, int) const override {
+    for (int64_t o = 0; o < outer; ++o)
+      for (int64_t i = 0; i < inner; ++i) {
+        const float* row = r.at<float>(x) + o * n * inner + i;
+        int64_t best = 0;
+        for (int64_t k = 1; k < n; ++k) {
+          const float v = row[k * inner], top = row[best * inner];
+          if (v > top || (v != v && top == top)) best = k;  // the first greatest; NaN counts as greatest
+        }
+        r.at<int64_t>(y)[o * inner + i] = best;
+      }
+  }
+};
+
+int share(const Plan& plan, int64_t rows, int64_t n) {
+  return plan.threads > 1 && rows * n > 8000 ? int(std::max<int64_t>(1, std::min<int64_t>(rows, plan.threads * 2))) : 1;
+}
+
+}  // namespace
+
+void build_softmax(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode& op = plan.ops[number];
+  auto step = std::make_unique<SoftmaxStep>();
+  const Value& in = plan.values[op.in[0]];
+  require(in.dense() && plan.values[op.out[0]].dense(), "softmax reads and writes dense rows");
+  step->n = in.dims.back();
+  step->rows = step->n ? in.count() / step->n : 0;
+  step->fn = plan.kernels->softmax;
+  step->x = op.in[0];
+  step->y = op.out[0];
+  describe(*step, plan, op, plan.kernels->row[k_softmax]->symbol);
+  step->tasks = share(plan, step->rows, step->n * 4);
+  b.add(std::move(step));
+}
+
+void build_layer_norm(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode& op = plan.ops[number];
+  auto step = std::make_unique<LayerNormStep>();
+  const Value& in = plan.values[op.in[0]];
+  require(in.dense() && plan.values[op.out[0]].dense(), "layer norm reads and writes dense rows");
+  step->n = in.dims.back();
+  step->rows = step->n ? in.count() / step->n : 0;
+  step->fn = plan.kernels->layer_norm;
+  step->x = op.in[0];
+  step->y = op.out[0];
+  step->gain = op.input(1);
+  step->shift = op.input(2);
+  step->eps = op.real("eps");
+  describe(*step, plan, op, plan.kernels->row[k_layer_norm]->symbol);
+  for (int reader : plan.values[op.out[0]].readers) {
+    const OpNode& next = plan.ops[reader];
+    if (next.kind != "quantize" || b.done.count(reader) || !plan.values[next.out[0]].dense() || step->quantize) continue;
+    step->quantize = plan.kernels->quantize;
+    step->codes = next.out[0];
+    step->r = 1.0f / next.real("scale");
+    step->zero = int32_t(next.integer("zero"));
+    step->lo = int32_t(next.integer("lo"));
+    step->hi = int32_t(next.integer("hi"));
+    step->ops += "+quantize";
+    step->writes.push_back(next.out[0]);
+    b.done.insert(reader);
+  }
+  step->tasks = share(plan, step->rows, step->n * 2);
+  b.add(std::move(step));
+}
+
+void build_reduce(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode& op = plan.ops[number];
+  auto step = std::make_unique<ReduceStep>();
+  const Value& in = plan.values[op.in[0]];
+  const auto& axes = op.ints("axes");
+  for (int i = 0; i < in.rank(); ++i) {
+    const bool reduced = std::find(axes.begin(), axes.end(), i) != axes.end();
+    (reduced ? step->gone : step->kept).push_back(in.dims[size_t(i)]);
+    (reduced ? step->gone_strides : step->kept_strides).push_back(in.strides[size_t(i)]);
+    (reduced ? step->taps : step->count) *= in.dims[size_t(i)];
+  }
+  require(plan.values[op.out[0]].dense(), "reductions are written densely");
+  step->fn = op.text("fn");
+  step->dtype = in.dtype;
+  step->x = op.in[0];
+  step->y = op.out[0];
+  describe(*step, plan, op, "scalar");
+  step->ops = "reduce:" + step->fn;
+  b.add(std::move(step));
+}
+
+void build_argmax(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode& op = plan.ops[number];
+  auto step = std::make_unique<ArgmaxStep>();
+  const Value& in = plan.values[op.in[0]];
+  require(in.dense() && plan.values[op.out[0]].dense(), "argmax reads and writes dense tensors");
+  const size_t axis = size_t(op.integer("axis"));
+  step->outer = step->inner = 1;
+  for (size_t i = 0; i < in.dims.size(); ++i) {
+    if (i < axis) step->outer *= in.dims[i];
+    if (i > axis) step->inner *= in.dims[i];
+  }
+  step->n = in.dims[axis];
+  require(step->n > 0, "argmax of nothing");
+  step->x = op.in[0];
+  step->y = op.out[0];
+  describe(*step, plan, op, "scalar");
+  b.add(std::move(step));
+}
+
+}  // namespace pw

@@ -1,0 +1,476 @@
+// Convolution and linear layers on codes: one packed product, or one filter per channel.
+#include <algorithm>
+#include <cstring>
+
+#include "engine/steps/epilogue.h"
+#include "engine/steps/product.h"
+#include "ops/depthwise/order.h"
+
+namespace pw {
+
+Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len, int64_t k_stride,
+                    int64_t n_stride, int k_align) {
+  const int64_t seg_pad = (seg_len + k_align - 1) / k_align * k_align;
+  const int64_t blocks = (n + 15) / 16;
+  Packed p;
+  p.block = int64_t(segments.size()) * seg_pad * 16;
+  p.codes = Buffer(blocks * p.block);
+  p.colsum.assign(size_t((n + 63) / 64 * 64), 0);
+  int8_t* out = p.codes.as<int8_t>();
+  std::memset(out, 0, size_t(blocks * p.block));
+  for (int64_t column = 0; column < n; ++column) {
+    int8_t* b = out + column / 16 * p.block + column % 16 * 4;
+    int32_t sum = 0;
+    for (int64_t segment : segments) {
+      const int8_t* from = w + column * n_stride + segment;
+      for (int64_t k = 0; k < seg_len; ++k) {
+        const int8_t v = from[k * k_stride];
+        b[k / 4 * 64 + k % 4] = v;
+        sum += v;
+      }
+      b += seg_pad / 4 * 64;
+    }
+    p.colsum[size_t(column)] = sum;
+  }
+  return p;
+}
+
+namespace {
+
+// Sizes of a convolution in up to three spatial axes, the missing ones of size 1 in front.
+struct Geometry {
+  int64_t batch = 1, in_channels = 1, out_channels = 1, groups = 1;
+  int64_t in[3] = {1, 1, 1}, out[3] = {1, 1, 1}, kernel[3] = {1, 1, 1};
+  int64_t stride[3] = {1, 1, 1}, dilation[3] = {1, 1, 1}, begin[3] = {0, 0, 0}, end[3] = {0, 0, 0};
+  int64_t rows() const { return batch * out[0] * out[1] * out[2]; }
+};
+
+// Strides of [N, *space, C] as image, three spatial axes.
+struct Steps4 {
+  int64_t image, axis[3];
+};
+
+Steps4 steps_of(const Value& v) {
+  const int dims = v.rank() - 2;
+  Steps4 s{v.strides[0], {0, 0, 0}};
+  for (int i = 0; i < dims; ++i) s.axis[3 - dims + i] = v.strides[1 + i];
+  return s;
+}
+
+Geometry geometry_of(const Plan& plan, const OpNode& op) {
+  Geometry g;
+  const Value &x = plan.values[op.in[0]], &w = plan.values[op.in[1]], &y = plan.values[op.out[0]];
+  const int dims = x.rank() - 2;
+  require(dims >= 1 && dims <= 3 && w.rank() == x.rank(), "a convolution of a rank that is not supported");
+  g.batch = x.dims[0];
+  g.in_channels = x.dims.back();
+  g.out_channels = y.dims.back();
+  g.groups = op.integer("groups");
+  const auto &stride = op.ints("stride"), &dilation = op.ints("dilation"), &pads = op.ints("pads");
+  for (int i = 0; i < dims; ++i) {
+    const int a = 3 - dims + i;
+    g.in[a] = x.dims[1 + i];
+    g.out[a] = y.dims[1 + i];
+    g.kernel[a] = w.dims[2 + i];
+    g.stride[a] = stride[i];
+    g.dilation[a] = dilation[i];
+    g.begin[a] = pads[i];
+    g.end[a] = pads[dims + i];
+  }
+  return g;
+}
+
+struct GemmStep : Step {
+  GemmFn fn;
+  std::shared_ptr<const Packed> packed;
+  Tail tail;
+  int x;
+  // rows in nested loops: image, three spatial axes; bytes of x, elements of the result and the residual
+  int64_t count[4], x_step[4], y_step[4], r_step[4];
+  int64_t x_base = 0;              // bytes from the value's first element, for padding and group
+  int64_t y_base = 0;              // columns of the group
+  std::vector<int64_t> segments;
+  int seg_len, seg_pad;
+  int64_t n;                       // columns
+  int64_t b_base = 0;              // bytes into the packed weights
+  bool flat = false;               // rows run over the padding on the right too; those results are not stored
+  int64_t rows = 0, row_chunk = 0, column_chunk = 0, row_tasks = 1, column_tasks = 1;
+  const char* op_kernel;
+
+  void run(const Run& r, int task, int) const override {
+    const int64_t row_task = task % row_tasks, column_task = task / row_tasks;
+    const int64_t m0 = row_task * row_chunk, m1 = std::min(rows, m0 + row_chunk);
+    const int64_t n0 = column_task * column_chunk, n1 = std::min(n, n0 + column_chunk);
+    const Epilogue e = tail.at(r);
+    GemmArgs g;
+    g.a = r.at<uint8_t>(x) + x_base;
+    g.segments = int(segments.size());
+    g.seg_offset = segments.data();
+    g.seg_len = seg_len;
+    g.seg_pad = seg_pad;
+    g.b = packed->codes.as<int8_t>() + b_base + n0 / 16 * packed->block;
+    g.b_block = packed->block;
+    g.n = int(n1 - n0);
+    g.n0 = int(y_base + n0);
+    g.epilogue = &e;
+    const int64_t size = e.out == Out::kU8 ? 1 : 4;
+    g.c = r.at<char>(tail.result) + (y_base + n0) * size;
+    Epilogue shifted = e;
+    if (shifted.residual) shifted.residual += y_base + n0;
+    if (shifted.addend) shifted.addend += y_base + n0;
+    g.epilogue = &shifted;
+    constexpr int kRows = 512;
+    int64_t x_at[kRows], y_at[kRows], r_at[kRows];
+    for (int64_t m = m0; m < m1; m += kRows) {
+      const int64_t k = std::min<int64_t>(kRows, m1 - m);
+      offsets(m, k, x_at, y_at, r_at);
+      g.m = int(k);
+      g.m0 = int(m);
+      g.row_offset = x_at;
+      g.c_offset = y_at;
+      g.r_offset = r_at;
+      fn(g);
+    }
+  }
+
+  void offsets(int64_t first, int64_t k, int64_t* x_at, int64_t* y_at, int64_t* r_at) const {
+    int64_t index[4], rest = first;
+    for (int a = 3; a >= 0; --a) {
+      index[a] = rest % count[a];
+      rest /= count[a];
+    }
+    const int64_t valid = flat ? valid_columns : count[3];
+    for (int64_t i = 0; i < k;) {
+      int64_t xo = 0, yo = 0, ro = 0;
+      for (int a = 0; a < 3; ++a) {
+        xo += index[a] * x_step[a];
+        yo += index[a] * y_step[a];
+        ro += index[a] * r_step[a];
+      }
+      for (; index[3] < count[3] && i < k; ++index[3], ++i) {
+        x_at[i] = xo + index[3] * x_step[3];
+        y_at[i] = index[3] < valid ? yo + index[3] * y_step[3] : -1;
+        r_at[i] = ro + index[3] * r_step[3];
+      }
+      if (index[3] == count[3]) {
+        index[3] = 0;
+        for (int a = 2; a >= 0; --a) {
+          if (++index[a] < count[a]) break;
+          index[a] = 0;
+        }
+      }
+    }
+  }
+  int64_t valid_columns = 0;
+};
+
+// Splits rows and columns among tasks: whichever reads less, in pieces that leave room to balance.
+void share(GemmStep& s, int threads, int64_t k) {
+  s.row_chunk = s.rows;
+  s.column_chunk = s.n;
+  const int64_t work = s.rows * s.n * k;
+  if (threads > 1 && work > 200000) {
+    const int64_t weights = s.n * k, activations = s.rows * k;
+    const bool by_columns = weights > activations && s.n >= 64 * threads;
+    if (by_columns) {
+      const int64_t pieces = std::min<int64_t>(s.n / 64, work > 8000000 ? threads * 2 : threads);
+      s.column_chunk = ((s.n + pieces - 1) / pieces + 63) / 64 * 64;
+    } else {
+      const int64_t pieces = std::min<int64_t>(std::max<int64_t>(s.rows / 32, 1), work > 4000000 ? threads * 4 : threads);
+      s.row_chunk = (s.rows + pieces - 1) / pieces;
+      if (s.row_chunk > 96) s.row_chunk = (s.row_chunk + 95) / 96 * 96;
+      else if (s.row_chunk > 32) s.row_chunk = (s.row_chunk + 31) / 32 * 32;
+    }
+  }
+  s.row_tasks = (s.rows + s.row_chunk - 1) / std::max<int64_t>(s.row_chunk, 1);
+  s.column_tasks = (s.n + s.column_chunk - 1) / std::max<int64_t>(s.column_chunk, 1);
+  s.tasks = int(s.row_tasks * s.column_tasks);
+}
+
+// The accumulator's bias with the constant zero point taken in: b - zero * sum(w).
+void fold_zero(const Plan& plan, Tail& t, const OpNode& op, const std::vector<int32_t>& colsum, int64_t columns) {
+  const int32_t zero = op.input(3) >= 0 ? 0 : int32_t(op.integer("zero"));
+  const int32_t* bias = op.input(2) >= 0 ? static_cast<const int32_t*>(plan.constant(op.in[2]).data) : nullptr;
+  for (int64_t i = 0; i < columns; ++i) t.bias[size_t(i)] = (bias ? bias[i] : 0) - zero * colsum[size_t(i)];
+  if (op.input(3) >= 0) {
+    t.row_zero = op.in[3];
+    t.colsum = colsum;
+    if (t.row_scale < 0) t.base.row_step = plan.values[op.in[3]].count() == 1 ? 0 : 1;
+  }
+}
+
+void describe(Step& s, const Plan& plan, const Tail& t, const OpNode& op, int x) {
+  s.ops = t.ops;
+  s.site = op.site;
+  s.reads = {x, t.residual, t.row_scale, t.row_zero};
+  s.writes = {t.result};
+  const Value &in = plan.values[x], &out = plan.values[t.result], &w = plan.values[op.in[1]];
+  s.bytes = in.count() + w.count() + out.count() * dtype_size(out.dtype);
+  if (t.residual >= 0) s.bytes += out.count() * dtype_size(out.dtype);
+}
+
+std::string layout_key(int constant, const char* what, std::initializer_list<int64_t> numbers) {
+  std::string key = std::to_string(constant) + what;
+  for (int64_t n : numbers) key += ":" + std::to_string(n);
+  return key;
+}
+
+struct DepthwiseStep : Step {
+  DepthwiseFn fn;
+  std::shared_ptr<const Packed> packed;
+  Tail tail;
+  int x;
+  Geometry g;
+  Steps4 xs, ys, rs;
+  int64_t x_base, rows_per_task;
+
+  void run(const Run& r, int task, int) const override {
+    const Epilogue e = tail.at(r);
+    const int64_t size = e.out == Out::kU8 ? 1 : 4;
+    DepthwiseArgs d;
+    d.x_row = xs.axis[1];
+    d.x_pixel = xs.axis[2];
+    d.kernel_h = int(g.kernel[1]);
+    d.kernel_w = int(g.kernel[2]);
+    d.stride_w = int(g.stride[2]);
+    d.dilation_h = int(g.dilation[1]);
+    d.dilation_w = int(g.dilation[2]);
+    d.w = packed->codes.as<int8_t>();
+    d.channels = int(g.in_channels);
+    d.width = int(g.out[2]);
+    d.y_pixel = ys.axis[2];
+    d.r_pixel = rs.axis[2];
+    d.epilogue = &e;
+    const int64_t rows = g.batch * g.out[1];
+    for (int64_t row = task * rows_per_task; row < std::min(rows, (task + 1) * rows_per_task); ++row) {
+      const int64_t image = row / g.out[1], oy = row % g.out[1];
+      d.x = r.at<uint8_t>(x) + x_base + image * xs.image + oy * g.stride[1] * xs.axis[1];
+      d.y = r.at<uint8_t>(tail.result) + (image * ys.image + oy * ys.axis[1]) * size;
+      d.residual = e.residual ? e.residual + image * rs.image + oy * rs.axis[1] : nullptr;
+      fn(d);
+    }
+  }
+};
+
+Packed pack_depthwise(const int8_t* w, const Geometry& g) {
+  const int64_t quads = (g.kernel[1] + 3) / 4, blocks = (g.in_channels + 63) / 64;
+  const int64_t kernel = g.kernel[1] * g.kernel[2];
+  Packed p;
+  p.block = quads * g.kernel[2] * 256;
+  p.codes = Buffer(blocks * p.block);
+  p.colsum.assign(size_t(blocks * 64), 0);
+  int8_t* out = p.codes.as<int8_t>();
+  std::memset(out, 0, size_t(blocks * p.block));
+  for (int64_t c = 0; c < g.in_channels; ++c) {
+    const int place = depthwise_place(int(c));
+    for (int64_t ky = 0; ky < g.kernel[1]; ++ky)
+      for (int64_t kx = 0; kx < g.kernel[2]; ++kx) {
+        const int8_t v = w[c * kernel + ky * g.kernel[2] + kx];
+        out[c / 64 * p.block + (ky / 4 * g.kernel[2] + kx) * 256 + place % 64 * 4 + ky % 4] = v;
+        p.colsum[size_t(c)] += v;
+      }
+  }
+  return p;
+}
+
+template <class T>
+std::vector<T> in_depthwise_order(const std::vector<T>& v, int64_t channels) {
+  if (v.empty()) return v;
+  std::vector<T> out(size_t((channels + 63) / 64 * 64), T(0));
+  for (int64_t c = 0; c < channels; ++c) out[size_t(depthwise_place(int(c)))] = v[size_t(c)];
+  return out;
+}
+
+void build_depthwise(Builder& b, const OpNode& op, Tail tail, const Geometry& g, int x) {
+  Plan& plan = b.plan;
+  auto step = std::make_unique<DepthwiseStep>();
+  const int weights = plan.values[op.in[1]].index;
+  const int8_t* w = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
+  step->packed = plan.model->packed(layout_key(weights, ":depthwise", {}), [&] { return pack_depthwise(w, g); });
+  fold_zero(plan, tail, op, step->packed->colsum, g.in_channels);
+  tail.bias = in_depthwise_order(tail.bias, g.in_channels);
+  tail.multiplier = in_depthwise_order(tail.multiplier, g.in_channels);
+  tail.bias_f32 = in_depthwise_order(tail.bias_f32, g.in_channels);
+  tail.colsum = in_depthwise_order(tail.colsum, g.in_channels);
+  step->tail = std::move(tail);
+  step->tail.finish();
+  step->fn = plan.kernels->depthwise;
+  step->kernel = plan.kernels->row[k_depthwise]->symbol;
+  step->x = x;
+  step->g = g;
+  step->xs = steps_of(plan.values[x]);
+  step->ys = steps_of(plan.values[step->tail.result]);
+  step->rs = step->tail.residual >= 0 ? steps_of(plan.values[step->tail.residual]) : Steps4{};
+  step->x_base = -(g.begin[1] * step->xs.axis[1] + g.begin[2] * step->xs.axis[2]);
+  describe(*step, plan, step->tail, op, x);
+  step->macs = g.rows() * g.in_channels * g.kernel[1] * g.kernel[2];
+  const int64_t rows = g.batch * g.out[1];
+  const int64_t pieces = plan.threads > 1 && step->macs > 100000 ? std::min<int64_t>(rows, plan.threads * 4) : 1;
+  step->rows_per_task = (rows + pieces - 1) / std::max<int64_t>(pieces, 1);
+  step->tasks = int((rows + step->rows_per_task - 1) / std::max<int64_t>(step->rows_per_task, 1));
+  b.add(std::move(step));
+}
+
+}  // namespace
+
+void build_conv(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode op = plan.ops[number];
+  const Geometry g = geometry_of(plan, op);
+  require(g.rows() * g.out_channels == 0 || g.in_channels > 0, "no channels");
+  Tail tail = make_tail(b, number, g.out_channels);
+  if (g.rows() == 0 || g.out_channels == 0) return;
+  // padding: around the value itself where the layout provided it, else around a copy
+  const int rank = plan.values[op.in[0]].rank(), dims = rank - 2;
+  std::vector<int64_t> begin(size_t(rank), 0), end(size_t(rank), 0);
+  for (int i = 0; i < dims; ++i) {
+    begin[size_t(1 + i)] = g.begin[3 - dims + i];
+    end[size_t(1 + i)] = g.end[3 - dims + i];
+  }
+  int x;
+  if (op.input(3) >= 0) {  // the padding's code is known only at run time
+    bool any = false;
+    for (int64_t p : begin) any = any || p > 0;
+    for (int64_t p : end) any = any || p > 0;
+    x = any ? padded_with_code(b, op.in[0], begin, end, op.in[3]) : b.readable(op.in[0], begin, end, 0);
+  } else {
+    x = b.readable(op.in[0], begin, end, op.integer("zero"));
+  }
+  const Value &xv = plan.values[x], &yv = plan.values[tail.result];
+  require(xv.strides.back() == 1 && yv.strides.back() == 1, "channels must lie side by side");
+  const bool depthwise = g.groups == g.in_channels && g.groups == g.out_channels && g.groups > 1 && g.kernel[0] == 1 &&
+                         g.in[0] == 1 && xv.rank() <= 4;
+  if (depthwise) return build_depthwise(b, op, std::move(tail), g, x);
+
+  const Steps4 xs = steps_of(xv), ys = steps_of(yv);
+  const Steps4 rs = tail.residual >= 0 ? steps_of(plan.values[tail.residual]) : Steps4{};
+  const int64_t channels = g.in_channels / g.groups, columns = g.out_channels / g.groups;
+  const int64_t kernel = g.kernel[0] * g.kernel[1] * g.kernel[2];
+  const bool joined = g.groups == 1 && g.dilation[2] == 1 && (xs.axis[2] == channels || g.kernel[2] == 1);
+  std::vector<int64_t> x_segments, w_segments;
+  for (int64_t kd = 0; kd < g.kernel[0]; ++kd)
+    for (int64_t ky = 0; ky < g.kernel[1]; ++ky)
+      for (int64_t kx = 0; kx < (joined ? 1 : g.kernel[2]); ++kx) {
+        x_segments.push_back(kd * g.dilation[0] * xs.axis[0] + ky * g.dilation[1] * xs.axis[1] +
+                             kx * g.dilation[2] * xs.axis[2]);
+        w_segments.push_back((kd * g.kernel[1] + ky) * g.kernel[2] + kx);
+      }
+  const int64_t seg_len = (joined ? g.kernel[2] : 1) * channels;
+  const int weights = plan.values[op.in[1]].index;
+  const int8_t* w = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
+  // the weight [O, C, *kernel] with the taps outside of the channels, as rows are read
+  auto tap_major = [&] {
+    std::vector<int8_t> t(size_t(g.out_channels * channels * kernel));
+    for (int64_t o = 0; o < g.out_channels; ++o)
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t k = 0; k < kernel; ++k) t[size_t((o * kernel + k) * channels + c)] = w[(o * channels + c) * kernel + k];
+    return t;
+  };
+  for (int64_t& s : w_segments) s *= channels;
+  std::vector<int32_t> all_sums(size_t((g.out_channels + 63) / 64 * 64), 0);
+  std::vector<std::shared_ptr<const Packed>> packed;
+  for (int64_t group = 0; group < g.groups; ++group) {
+    const std::string key = layout_key(weights, ":conv", {group, int64_t(joined), plan.k_align()});
+    packed.push_back(plan.model->packed(key, [&] {
+      const std::vector<int8_t> t = tap_major();
+      return pack_weights(t.data() + group * columns * kernel * channels, columns, w_segments, seg_len, 1,
+                          kernel * channels, plan.k_align());
+    }));
+    for (int64_t i = 0; i < columns; ++i) all_sums[size_t(group * columns + i)] = packed.back()->colsum[size_t(i)];
+  }
+  fold_zero(plan, tail, op, all_sums, g.out_channels);
+  for (int64_t group = 0; group < g.groups; ++group) {
+    auto step = std::make_unique<GemmStep>();
+    step->packed = packed[size_t(group)];
+    step->tail = tail;
+    step->tail.finish();
+    step->fn = plan.kernels->gemm;
+    step->kernel = plan.kernels->row[k_gemm]->symbol;
+    step->x = x;
+    step->segments = x_segments;
+    step->seg_len = int(seg_len);
+    step->seg_pad = int((seg_len + plan.k_align() - 1) / plan.k_align() * plan.k_align());
+    step->n = columns;
+    step->count[0] = g.batch;
+    step->x_step[0] = xs.image;
+    step->y_step[0] = ys.image;
+    step->r_step[0] = rs.image;
+    step->x_base = group * channels;
+    step->y_base = group * columns;
+    for (int a = 0; a < 3; ++a) {
+      step->count[a + 1] = g.out[a];
+      step->x_step[a + 1] = g.stride[a] * xs.axis[a];
+      step->y_step[a + 1] = ys.axis[a];
+      step->r_step[a + 1] = rs.axis[a];
+      step->x_base -= g.begin[a] * xs.axis[a];
+    }
+    step->valid_columns = g.out[2];
+    // rows at one distance throughout, if those over the padding on the right are computed too (tiles want that)
+    const int64_t pitch = xs.axis[2] ? xs.axis[1] / std::max<int64_t>(xs.axis[2], 1) : 0;
+    if (plan.kernels->isa == kAmx && g.stride[2] == 1 && g.stride[1] == 1 && g.out[1] > 1 && kernel > 1 &&
+        pitch > g.out[2] && pitch * 3 <= g.out[2] * 4) {
+      step->flat = true;
+      step->count[3] = pitch;
+    }
+    step->rows = step->count[0] * step->count[1] * step->count[2] * step->count[3];
+    share(*step, plan.threads, seg_len * int64_t(x_segments.size()));
+    describe(*step, plan, step->tail, op, x);
+    step->macs = g.rows() * columns * channels * kernel;
+    b.add(std::move(step));
+  }
+}
+
+void build_linear(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode op = plan.ops[number];
+  const Value& w = plan.values[op.in[1]];
+  const int64_t n = w.dims[0], k = w.dims[1];
+  Tail tail = make_tail(b, number, n);
+  const int64_t rows = k ? plan.values[op.in[0]].count() / k : 0;
+  if (rows == 0 || n == 0) return;
+  const int rank = plan.values[op.in[0]].rank();
+  const int x = b.readable(op.in[0], std::vector<int64_t>(size_t(rank), 0), std::vector<int64_t>(size_t(rank), 0), 0);
+  require(plan.values[x].dense(), "a linear layer reads dense rows");
+  auto step = std::make_unique<GemmStep>();
+  const int8_t* codes = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
+  step->packed = plan.model->packed(layout_key(w.index, ":linear", {plan.k_align()}), [&] {
+    return pack_weights(codes, n, {0}, k, 1, k, plan.k_align());
+  });
+  fold_zero(plan, tail, op, step->packed->colsum, n);
+  // a result with padding around it (rows of an image): walk its axes
+  const Value& y = plan.values[tail.result];
+  step->tail = std::move(tail);
+  step->tail.finish();
+  step->fn = plan.kernels->gemm;
+  step->kernel = plan.kernels->row[k_gemm]->symbol;
+  step->x = x;
+  step->segments = {0};
+  step->seg_len = int(k);
+  step->seg_pad = int((k + plan.k_align() - 1) / plan.k_align() * plan.k_align());
+  step->n = n;
+  const int outer = y.rank() - 1;
+  require(outer <= 4 || y.dense(), "a linear result of this rank must be dense");
+  for (int a = 0; a < 4; ++a) step->count[a] = 1, step->x_step[a] = step->y_step[a] = step->r_step[a] = 0;
+  if (y.dense() && (step->tail.residual < 0 || plan.values[step->tail.residual].dense())) {
+    step->count[3] = rows;
+    step->x_step[3] = k;
+    step->y_step[3] = step->r_step[3] = n;
+  } else {
+    int64_t x_step = k;
+    for (int a = 0; a < outer; ++a) {
+      const int axis = outer - 1 - a;
+      step->count[3 - a] = y.dims[axis];
+      step->x_step[3 - a] = x_step;
+      step->y_step[3 - a] = y.strides[axis];
+      if (step->tail.residual >= 0) step->r_step[3 - a] = plan.values[step->tail.residual].strides[axis];
+      x_step *= y.dims[axis];
+    }
+  }
+  step->rows = rows;
+  share(*step, plan.threads, k);
+  describe(*step, plan, step->tail, op, x);
+  step->macs = rows * n * k;
+  b.add(std::move(step));
+}
+
+}  // namespace pw

@@ -1,0 +1,61 @@
+// Pieces shared by the AVX2 kernels: the epilogue of eight accumulators. Internal to the unit that includes it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/kernels.h"
+
+namespace pw {
+namespace {
+
+// Eight accumulators of one row, from `column` on; `columns` of them count.
+inline void store8(const Epilogue& e, __m256i raw, int column, int columns, int row, const uint8_t* r,
+                   const float* addend, void* c, int64_t at) {
+  const int count = columns < 8 ? columns : 8;
+  __m256i acc = _mm256_add_epi32(raw, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(e.bias + column)));
+  if (e.row_zero) {
+    const __m256i z = _mm256_set1_epi32(e.row_zero[int64_t(row) * e.row_step]);
+    const __m256i sums = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(e.colsum + column));
+    acc = _mm256_sub_epi32(acc, _mm256_mullo_epi32(z, sums));
+  }
+  alignas(32) int32_t out[8];
+  if (e.out == Out::kI32) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out), acc);
+    std::memcpy(static_cast<int32_t*>(c) + at, out, 4 * count);
+    return;
+  }
+  __m256 t = _mm256_cvtepi32_ps(acc);
+  if (e.out == Out::kU8) {
+    t = _mm256_mul_ps(t, _mm256_loadu_ps(e.multiplier + column));
+    if (r) {
+      uint8_t codes[8] = {};
+      std::memcpy(codes, r, count);
+      const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes)));
+      const __m256 u = _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, _mm256_set1_epi32(e.r_zero)));
+      t = _mm256_add_ps(t, _mm256_mul_ps(u, _mm256_set1_ps(e.r_multiplier)));
+    }
+    t = _mm256_max_ps(t, _mm256_set1_ps(float(e.lo - e.zero)));
+    t = _mm256_min_ps(t, _mm256_set1_ps(float(e.hi - e.zero)));
+    const __m256i q = _mm256_add_epi32(_mm256_cvtps_epi32(t), _mm256_set1_epi32(e.zero));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out), q);
+    uint8_t* y = static_cast<uint8_t*>(c) + at;
+    for (int i = 0; i < count; ++i) y[i] = e.lut ? e.lut[out[i]] : uint8_t(out[i]);
+    return;
+  }
+  if (e.row_scale) t = _mm256_mul_ps(t, _mm256_set1_ps(e.row_scale[int64_t(row) * e.row_step]));
+  t = _mm256_mul_ps(t, _mm256_loadu_ps(e.multiplier + column));
+  if (e.bias_f32) t = _mm256_add_ps(t, _mm256_loadu_ps(e.bias_f32 + column));
+  alignas(32) float values[8] = {};
+  if (addend) {
+    std::memcpy(values, addend, 4 * count);
+    t = _mm256_add_ps(t, _mm256_load_ps(values));
+  }
+  _mm256_store_ps(values, t);
+  std::memcpy(static_cast<float*>(c) + at, values, 4 * count);
+}
+
+}  // namespace
+}  // namespace pw

@@ -1,0 +1,373 @@
+// The elementwise, normalising and recurrent kernels on sixteen lanes. Included once per instruction set, inside its
+// namespace, after the vector type; makes the same steps as scalar.cpp.
+
+namespace {
+
+inline V exp16(V x) {
+  const V t = minimum(maximum(x, set1(fn::kExpLow)), set1(fn::kExpHigh));
+  const V n = rint(t * set1(fn::kLog2e));
+  V r = t - n * set1(fn::kLn2Hi);
+  r = r - n * set1(fn::kLn2Lo);
+  V p = set1(fn::kExp[0]);
+  for (int i = 1; i < 6; ++i) p = p * r + set1(fn::kExp[i]);
+  V y = p * (r * r) + r;
+  y = y + set1(1.0f);
+  return where_less(x, set1(fn::kExpLow), set1(0.0f), y * power_of_two(integers(n)));
+}
+
+inline V sigmoid16(V x) { return set1(1.0f) / (set1(1.0f) + exp16(negate(x))); }
+
+inline V tanh16(V x) {
+  const V e = exp16(absolute(x) * set1(-2.0f));
+  return copysign((set1(1.0f) - e) / (set1(1.0f) + e), x);
+}
+
+inline V erf16(V x) {
+  const V a = absolute(x);
+  const V t = set1(1.0f) / (set1(1.0f) + set1(fn::kErfP) * a);
+  V p = set1(fn::kErf[0]);
+  for (int i = 1; i < 5; ++i) p = p * t + set1(fn::kErf[i]);
+  return copysign(set1(1.0f) - (p * t) * exp16(negate(a * a)), x);
+}
+
+inline V gelu16(V x) { return (set1(0.5f) * x) * (set1(1.0f) + erf16(x * set1(0.70710678118654752f))); }
+
+inline V gelu_tanh16(V x) {
+  const V inner = set1(0.79788456080286536f) * (x + set1(0.044715f) * ((x * x) * x));
+  return (set1(0.5f) * x) * (set1(1.0f) + tanh16(inner));
+}
+
+inline V clip16(V x, float p, float q) { return minimum(maximum(x, set1(p)), set1(q)); }
+
+// clamp(rint(t) + zero, lo, hi) as integers: the bounds are integers, so clamping may come first.
+inline I codes(V t, int32_t zero, int32_t lo, int32_t hi) {
+  return integers(clip16(t, float(lo - zero), float(hi - zero))) + set1i(zero);
+}
+
+inline float total(V x) {
+  alignas(64) float lanes[16];
+  store(lanes, x);
+  return fn::lanes_total(lanes);
+}
+
+template <class F>
+inline void each(int64_t n, F body) {  // body(first, count): sixteen at a time, then the rest
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) body(i, 16);
+  if (i < n) body(i, int(n - i));
+}
+
+inline V load_step(const float* p, int64_t i, int count, int step) {
+  return step ? load(p + i, count, 0.0f) : set1(*p);
+}
+
+}  // namespace
+
+void quantize(const QuantizeArgs& a) {
+  const V r = set1(a.r);
+  each(a.n, [&](int64_t i, int count) {
+    store_u8(a.y + i, count, codes(load(a.x + i, count, 0.0f) * r, a.zero, a.lo, a.hi));
+  });
+}
+
+void dequantize(const DequantizeArgs& a) {
+  const V scale = set1(a.scale);
+  const I zero = set1i(a.zero);
+  each(a.n, [&](int64_t i, int count) { store(a.y + i, count, reals(load_u8(a.x + i, count) - zero) * scale); });
+}
+
+void add(const AddArgs& a) {
+  const V a_m = set1(a.a_m), b_m = set1(a.b_m);
+  const I a_zero = set1i(a.a_zero), b_zero = set1i(a.b_zero);
+  each(a.n, [&](int64_t i, int count) {
+    const V t = reals(load_u8(a.a + i, count) - a_zero) * a_m;
+    const I b = a.b_step ? load_u8(a.b + i, count) : set1i(*a.b);
+    store_u8(a.y + i, count, codes(t + reals(b - b_zero) * b_m, a.zero, a.lo, a.hi));
+  });
+}
+
+void mul(const MulArgs& a) {
+  const I a_zero = set1i(a.a_zero), b_zero = set1i(a.b_zero);
+  const V m = set1(a.m);
+  each(a.n, [&](int64_t i, int count) {
+    const I b = a.b_step ? load_u8(a.b + i, count) : set1i(*a.b);
+    store_u8(a.y + i, count, codes(reals((load_u8(a.a + i, count) - a_zero) * (b - b_zero)) * m, a.zero, a.lo, a.hi));
+  });
+}
+
+void affine(const AffineArgs& a) {
+  const I zero = set1i(a.in_zero);
+  each(a.n, [&](int64_t i, int count) {
+    const V t = reals(load_u8(a.x + i, count) - zero) * load(a.m + i, count, 0.0f) + load(a.b + i, count, 0.0f);
+    store_u8(a.y + i, count, codes(t, a.zero, a.lo, a.hi));
+  });
+}
+
+void minmax(const MinMaxArgs& a) {
+  V lo = set1(*a.lo), hi = set1(*a.hi);
+  each(a.n, [&](int64_t i, int count) {
+    lo = minimum(load(a.x + i, count, *a.lo), lo);
+    hi = maximum(load(a.x + i, count, *a.hi), hi);
+  });
+  alignas(64) float l[16], h[16];
+  store(l, lo);
+  store(h, hi);
+  for (int i = 0; i < 16; ++i) {
+    *a.lo = fn::minimum(l[i], *a.lo);
+    *a.hi = fn::maximum(h[i], *a.hi);
+  }
+}
+
+void softmax(const SoftmaxArgs& a) {
+  V best = set1(-INFINITY);
+  each(a.n, [&](int64_t i, int count) { best = maximum(load(a.x + i, count, -INFINITY), best); });
+  alignas(64) float lanes[16];
+  store(lanes, best);
+  float top = lanes[0];
+  for (float v : lanes) top = fn::maximum(v, top);
+  V sum = set1(0.0f);
+  each(a.n, [&](int64_t i, int count) {
+    const V e = exp16(load(a.x + i, count, 0.0f) - set1(top));
+    store(a.y + i, count, e);
+    sum = sum + load(a.y + i, count, 0.0f);
+  });
+  const V all = set1(total(sum));
+  each(a.n, [&](int64_t i, int count) { store(a.y + i, count, load(a.y + i, count, 0.0f) / all); });
+}
+
+void probabilities(const ProbabilitiesArgs& a) {
+  const V factor = set1(a.factor);
+  V best = set1(-INFINITY);
+  each(a.n, [&](int64_t i, int count) {
+    V s = reals(load_i32(a.acc + i, count)) * factor;
+    if (a.mask) s = s + load_step(a.mask, i * a.mask_step, count, a.mask_step);
+    store(a.scratch + i, count, s);
+    if (i + count > a.valid)
+      for (int64_t j = i < a.valid ? a.valid : i; j < i + count; ++j) a.scratch[j] = -INFINITY;
+    best = maximum(load(a.scratch + i, count, -INFINITY), best);
+  });
+  alignas(64) float lanes[16];
+  store(lanes, best);
+  float top = lanes[0];
+  for (float v : lanes) top = fn::maximum(v, top);
+  V sum = set1(0.0f);
+  each(a.n, [&](int64_t i, int count) {
+    const V e = exp16(load(a.scratch + i, count, -INFINITY) - set1(top));
+    store(a.scratch + i, count, e);
+    sum = sum + load(a.scratch + i, count, 0.0f);
+  });
+  const V all = set1(total(sum)), steps = set1(255.0f);
+  each(a.n, [&](int64_t i, int count) {
+    store_u8(a.y + i, count, codes((load(a.scratch + i, count, 0.0f) / all) * steps, 0, 0, 255));
+  });
+}
+
+void layer_norm(const LayerNormArgs& a) {
+  const float n = float(a.n);
+  V sum = set1(0.0f);
+  each(a.n, [&](int64_t i, int count) { sum = sum + load(a.x + i, count, 0.0f); });
+  const float mean = total(sum) / n;
+  const V centre = set1(mean);
+  V squares = set1(0.0f);
+  each(a.n, [&](int64_t i, int count) {
+    const V d = load(a.x + i, count, mean) - centre;
+    squares = squares + d * d;
+  });
+  const float r = 1.0f / std::sqrt(total(squares) / n + a.eps);
+  each(a.n, [&](int64_t i, int count) {
+    V y = (load(a.x + i, count, 0.0f) - centre) * set1(r);
+    if (a.gain) y = y * load(a.gain + i, count, 0.0f);
+    if (a.shift) y = y + load(a.shift + i, count, 0.0f);
+    store(a.y + i, count, y);
+  });
+}
+
+#define PW_UNARY(name, expression)                              \
+  void name(const UnaryArgs& a) {                               \
+    each(a.n, [&](int64_t i, int count) {                       \
+      const V x = load(a.x + i, count, 0.0f);                   \
+      store(a.y + i, count, expression);                        \
+    });                                                         \
+  }
+PW_UNARY(exp, exp16(x))
+PW_UNARY(sigmoid, sigmoid16(x))
+PW_UNARY(tanh, tanh16(x))
+PW_UNARY(erf, erf16(x))
+PW_UNARY(gelu, gelu16(x))
+PW_UNARY(gelu_tanh, gelu_tanh16(x))
+PW_UNARY(silu, x* sigmoid16(x))
+PW_UNARY(hardswish, (x * clip16(x + set1(3.0f), 0.0f, 6.0f)) * set1(fn::kSixth))
+PW_UNARY(clip, clip16(x, a.p, a.q))
+PW_UNARY(scale, x* set1(a.p))
+#undef PW_UNARY
+
+void add_f32(const BinaryArgs& a) {
+  each(a.n, [&](int64_t i, int count) {
+    store(a.y + i, count, load_step(a.a, i * a.a_step, count, a.a_step) + load_step(a.b, i * a.b_step, count, a.b_step));
+  });
+}
+
+void mul_f32(const BinaryArgs& a) {
+  each(a.n, [&](int64_t i, int count) {
+    store(a.y + i, count, load_step(a.a, i * a.a_step, count, a.a_step) * load_step(a.b, i * a.b_step, count, a.b_step));
+  });
+}
+
+void lstm(const LstmArgs& a) {
+  each(a.n, [&](int64_t i, int count) {
+    const auto gate = [&](int g) {
+      return load(a.given + g * a.n + i, count, 0.0f) + load(a.own + g * a.n + i, count, 0.0f);
+    };
+    const V in = sigmoid16(gate(0)), forget = sigmoid16(gate(1)), cell = tanh16(gate(2)), out = sigmoid16(gate(3));
+    const V c = forget * load(a.c + i, count, 0.0f) + in * cell;
+    store(a.c + i, count, c);
+    store(a.h + i, count, out * tanh16(c));
+  });
+}
+
+void gru(const GruArgs& a) {
+  each(a.n, [&](int64_t i, int count) {
+    const auto given = [&](int g) { return load(a.given + g * a.n + i, count, 0.0f); };
+    const auto own = [&](int g) { return load(a.own + g * a.n + i, count, 0.0f); };
+    const V r = sigmoid16(given(0) + own(0)), z = sigmoid16(given(1) + own(1));
+    const V n = tanh16(given(2) + r * own(2));
+    store(a.h + i, count, (set1(1.0f) - z) * n + z * load(a.h + i, count, 0.0f));
+  });
+}
+
+void decode(const DecodeArgs& a) {
+  const int group = a.n / a.groups;
+  for (int g = 0; g < a.groups; ++g) {
+    const V scale = set1(a.scale[g]), zero = set1(a.zero ? a.zero[g] : 0.0f);
+    each(group, [&](int64_t i, int count) {
+      const int64_t k = int64_t(g) * group + i;
+      int8_t bytes[16] = {};
+      if (a.bits == 8) {
+        std::memcpy(bytes, static_cast<const int8_t*>(a.codes) + k, count);
+      } else {
+        const uint8_t* pairs = static_cast<const uint8_t*>(a.codes);
+        for (int j = 0; j < count; ++j) {
+          const int pair = pairs[(k + j) / 2];
+          bytes[j] = int8_t((((k + j) % 2 ? pair >> 4 : pair & 15) ^ 8) - 8);
+        }
+      }
+      V w = reals(load_i8(bytes, count));
+      if (a.zero) w = w - zero;
+      store(a.y + k, count, w * scale);
+    });
+  }
+}
+
+namespace {
+
+// MR rows of x against one block of 16 columns of codes.
+template <int MR>
+void codes_tile(const GemmCodesArgs& g, int m, int block) {
+  const uint8_t* b = g.b + block * g.b_block;
+  const int group = g.k / g.groups, column = 16 * block, left = g.n - column;
+  V total_of[MR];
+  for (int i = 0; i < MR; ++i) total_of[i] = set1(0.0f);
+  for (int at = 0; at < g.groups; ++at) {
+    V sum[MR];
+    for (int i = 0; i < MR; ++i) sum[i] = set1(0.0f);
+    const V zero = g.zero ? load(g.zero + at * g.scale_step + column, left, 0.0f) : set1(0.0f);
+    for (int k = at * group; k < (at + 1) * group; ++k) {
+      V w = g.bits == 8 ? codes8(b + int64_t(k) * 16) : codes4(b + int64_t(k) * 8);
+      if (g.zero) w = w - zero;
+      for (int i = 0; i < MR; ++i) sum[i] = fused(set1(g.a[(m + i) * g.lda + k]), w, sum[i]);
+    }
+    const V scale = load(g.scale + at * g.scale_step + column, left, 0.0f);
+    for (int i = 0; i < MR; ++i) total_of[i] = fused(sum[i], scale, total_of[i]);
+  }
+  for (int i = 0; i < MR; ++i) {
+    V y = total_of[i];
+    if (g.bias) y = y + load(g.bias + column, left, 0.0f);
+    store(g.c + (m + i) * g.ldc + column, left, y);
+  }
+}
+
+}  // namespace
+
+void gemm_codes(const GemmCodesArgs& g) {
+  for (int block = 0; block * 16 < g.n; ++block) {
+    int m = 0;
+    for (; m + 4 <= g.m; m += 4) codes_tile<4>(g, m, block);
+    for (; m < g.m; ++m) codes_tile<1>(g, m, block);
+  }
+}
+
+void pack(const PackArgs& a) {
+  const int whole = a.k / 4 * 4;
+  for (int block = 0; block * 16 < a.n; ++block) {
+    int8_t* to = a.b + block * a.b_block;
+    const int columns = a.n - block * 16 < 16 ? a.n - block * 16 : 16;
+    if (columns < 16 || whole < a.k_pad) std::memset(to, 0, size_t(a.k_pad) * 16);
+    if (a.transposed) {
+      for (int j = 0; j < columns; ++j) {
+        const uint8_t* x = a.x + (block * 16 + j) * a.stride;
+        for (int k = 0; k < whole; k += 4) {
+          uint32_t v;
+          std::memcpy(&v, x + k, 4);
+          v ^= 0x80808080u;
+          std::memcpy(to + k * 16 + j * 4, &v, 4);
+        }
+        for (int k = whole; k < a.k; ++k) to[whole * 16 + j * 4 + k - whole] = int8_t(x[k] ^ 0x80);
+      }
+    } else {
+      const __m128i flip = _mm_set1_epi8(int8_t(0x80));
+      for (int k = 0; k < a.k; k += 4) {
+        __m128i r[4];
+        for (int i = 0; i < 4; ++i) {
+          alignas(16) uint8_t bytes[16];
+          const uint8_t* x = a.x + (k + i) * a.stride + block * 16;
+          if (k + i >= a.k) {
+            r[i] = _mm_setzero_si128();
+            continue;
+          }
+          if (columns == 16) {
+            r[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+          } else {
+            std::memset(bytes, 0x80, 16);
+            std::memcpy(bytes, x, columns);
+            r[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
+          }
+          r[i] = _mm_xor_si128(r[i], flip);
+        }
+        const __m128i lo01 = _mm_unpacklo_epi8(r[0], r[1]), hi01 = _mm_unpackhi_epi8(r[0], r[1]);
+        const __m128i lo23 = _mm_unpacklo_epi8(r[2], r[3]), hi23 = _mm_unpackhi_epi8(r[2], r[3]);
+        __m128i* out = reinterpret_cast<__m128i*>(to + k * 16);
+        _mm_storeu_si128(out, _mm_unpacklo_epi16(lo01, lo23));
+        _mm_storeu_si128(out + 1, _mm_unpackhi_epi16(lo01, lo23));
+        _mm_storeu_si128(out + 2, _mm_unpacklo_epi16(hi01, hi23));
+        _mm_storeu_si128(out + 3, _mm_unpackhi_epi16(hi01, hi23));
+      }
+    }
+    // sums of the packed codes, four of a column side by side
+    const __m256i ones8 = _mm256_set1_epi8(1), ones16 = _mm256_set1_epi16(1);
+    __m256i s0 = _mm256_setzero_si256(), s1 = s0;
+    for (int k = 0; k < a.k_pad; k += 4) {
+      const __m256i* at = reinterpret_cast<const __m256i*>(to + k * 16);
+      // 1 (u8) times code (s8), pairs added: at most 256 in magnitude, nothing saturates
+      s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(_mm256_maddubs_epi16(ones8, _mm256_loadu_si256(at)), ones16));
+      s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(_mm256_maddubs_epi16(ones8, _mm256_loadu_si256(at + 1)), ones16));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(a.colsum + block * 16), s0);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(a.colsum + block * 16 + 8), s1);
+  }
+}
+
+void interleave(const InterleaveArgs& a) {
+  uint8_t* __restrict y = a.y;
+  const uint8_t *__restrict x0 = a.x[0], *__restrict x1 = a.x[1], *__restrict x2 = a.x[2], *__restrict x3 = a.x[3];
+  switch (a.planes) {
+    case 1: std::memcpy(y, x0, a.n); break;
+    case 2:
+      for (int64_t i = 0; i < a.n; ++i) y[2 * i] = x0[i], y[2 * i + 1] = x1[i];
+      break;
+    case 3:
+      for (int64_t i = 0; i < a.n; ++i) y[3 * i] = x0[i], y[3 * i + 1] = x1[i], y[3 * i + 2] = x2[i];
+      break;
+    default:
+      for (int64_t i = 0; i < a.n; ++i) y[4 * i] = x0[i], y[4 * i + 1] = x1[i], y[4 * i + 2] = x2[i], y[4 * i + 3] = x3[i];
+  }
+}

@@ -1,0 +1,230 @@
+// Defines the elementwise, normalising and recurrent kernels, one number at a time.
+#include "core/functions.h"
+#include "ops/scalar.h"
+
+namespace pw::scalar {
+
+void quantize(const QuantizeArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) a.y[i] = clamp_code(a.x[i] * a.r, a.zero, a.lo, a.hi);
+}
+
+void dequantize(const DequantizeArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) a.y[i] = float(int32_t(a.x[i]) - a.zero) * a.scale;
+}
+
+void add(const AddArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) {
+    const float t = float(int32_t(a.a[i]) - a.a_zero) * a.a_m;
+    const float u = float(int32_t(a.b[i * a.b_step]) - a.b_zero) * a.b_m;
+    a.y[i] = clamp_code(t + u, a.zero, a.lo, a.hi);
+  }
+}
+
+void mul(const MulArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) {
+    const int32_t p = (int32_t(a.a[i]) - a.a_zero) * (int32_t(a.b[i * a.b_step]) - a.b_zero);
+    a.y[i] = clamp_code(float(p) * a.m, a.zero, a.lo, a.hi);
+  }
+}
+
+void table(const TableArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) a.y[i] = a.lut[a.x[i]];
+}
+
+void table_f32(const TableF32Args& a) {
+  for (int64_t i = 0; i < a.n; ++i) a.y[i] = a.lut[a.x[i]];
+}
+
+void affine(const AffineArgs& a) {
+  for (int i = 0; i < a.n; ++i) {
+    float t = float(int32_t(a.x[i]) - a.in_zero) * a.m[i];
+    t = t + a.b[i];
+    a.y[i] = clamp_code(t, a.zero, a.lo, a.hi);
+  }
+}
+
+void minmax(const MinMaxArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) {
+    *a.lo = fn::minimum(a.x[i], *a.lo);
+    *a.hi = fn::maximum(a.x[i], *a.hi);
+  }
+}
+
+void max_pool_u8(const PoolArgs& a) {
+  for (int c = 0; c < a.n; ++c) {
+    uint8_t best = 0;
+    for (int i = 0; i < a.count; ++i) {
+      const uint8_t v = static_cast<const uint8_t*>(a.x[i])[c];
+      best = v > best ? v : best;
+    }
+    static_cast<uint8_t*>(a.y)[c] = best;
+  }
+}
+
+void max_pool_f32(const PoolArgs& a) {
+  for (int c = 0; c < a.n; ++c) {
+    float best = -INFINITY;
+    for (int i = 0; i < a.count; ++i) best = fn::maximum(static_cast<const float*>(a.x[i])[c], best);
+    static_cast<float*>(a.y)[c] = best;
+  }
+}
+
+void sum_pool(const PoolArgs& a) {
+  for (int c = 0; c < a.n; ++c) {
+    int32_t sum = -a.zero * a.count;
+    for (int i = 0; i < a.count; ++i) sum += static_cast<const uint8_t*>(a.x[i])[c];
+    static_cast<int32_t*>(a.y)[c] = sum;
+  }
+}
+
+void softmax(const SoftmaxArgs& a) {
+  float best = -INFINITY;
+  for (int i = 0; i < a.n; ++i) best = fn::maximum(a.x[i], best);
+  float lanes[16] = {};
+  for (int i = 0; i < a.n; ++i) {
+    a.y[i] = fn::exp(a.x[i] - best);
+    lanes[i % 16] = lanes[i % 16] + a.y[i];
+  }
+  const float total = fn::lanes_total(lanes);
+  for (int i = 0; i < a.n; ++i) a.y[i] = a.y[i] / total;
+}
+
+void probabilities(const ProbabilitiesArgs& a) {
+  for (int i = 0; i < a.n; ++i) {
+    float s = float(a.acc[i]) * a.factor;
+    if (a.mask) s = s + a.mask[i * a.mask_step];
+    a.scratch[i] = i < a.valid ? s : -INFINITY;
+  }
+  softmax({a.scratch, a.scratch, a.n});
+  for (int i = 0; i < a.n; ++i) a.y[i] = clamp_code(a.scratch[i] * 255.0f, 0, 0, 255);
+}
+
+void layer_norm(const LayerNormArgs& a) {
+  const float n = float(a.n);
+  float lanes[16] = {};
+  for (int i = 0; i < a.n; ++i) lanes[i % 16] = lanes[i % 16] + a.x[i];
+  const float mean = fn::lanes_total(lanes) / n;
+  float squares[16] = {};
+  for (int i = 0; i < a.n; ++i) {
+    const float d = a.x[i] - mean;
+    squares[i % 16] = squares[i % 16] + d * d;
+  }
+  const float r = 1.0f / std::sqrt(fn::lanes_total(squares) / n + a.eps);
+  for (int i = 0; i < a.n; ++i) {
+    float y = (a.x[i] - mean) * r;
+    if (a.gain) y = y * a.gain[i];
+    if (a.shift) y = y + a.shift[i];
+    a.y[i] = y;
+  }
+}
+
+#define PW_UNARY(name, expression)                        \
+  void name(const UnaryArgs& a) {                         \
+    for (int64_t i = 0; i < a.n; ++i) {                   \
+      const float x = a.x[i];                             \
+      a.y[i] = expression;                                \
+    }                                                     \
+  }
+PW_UNARY(exp, fn::exp(x))
+PW_UNARY(sigmoid, fn::sigmoid(x))
+PW_UNARY(tanh, fn::tanh(x))
+PW_UNARY(erf, fn::erf(x))
+PW_UNARY(gelu, fn::gelu(x))
+PW_UNARY(gelu_tanh, fn::gelu_tanh(x))
+PW_UNARY(silu, fn::silu(x))
+PW_UNARY(hardswish, fn::hardswish(x))
+PW_UNARY(clip, fn::clip(x, a.p, a.q))
+PW_UNARY(scale, x * a.p)
+#undef PW_UNARY
+
+void add_f32(const BinaryArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) a.y[i] = a.a[i * a.a_step] + a.b[i * a.b_step];
+}
+
+void mul_f32(const BinaryArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) a.y[i] = a.a[i * a.a_step] * a.b[i * a.b_step];
+}
+
+void lstm(const LstmArgs& a) {
+  for (int i = 0; i < a.n; ++i) {
+    const float in = fn::sigmoid(a.given[i] + a.own[i]), forget = fn::sigmoid(a.given[a.n + i] + a.own[a.n + i]);
+    const float cell = fn::tanh(a.given[2 * a.n + i] + a.own[2 * a.n + i]);
+    const float out = fn::sigmoid(a.given[3 * a.n + i] + a.own[3 * a.n + i]);
+    a.c[i] = forget * a.c[i] + in * cell;
+    a.h[i] = out * fn::tanh(a.c[i]);
+  }
+}
+
+void gru(const GruArgs& a) {
+  for (int i = 0; i < a.n; ++i) {
+    const float r = fn::sigmoid(a.given[i] + a.own[i]), z = fn::sigmoid(a.given[a.n + i] + a.own[a.n + i]);
+    const float n = fn::tanh(a.given[2 * a.n + i] + r * a.own[2 * a.n + i]);
+    a.h[i] = (1.0f - z) * n + z * a.h[i];
+  }
+}
+
+void decode(const DecodeArgs& a) {
+  const int group = a.n / a.groups;
+  for (int k = 0; k < a.n; ++k) {
+    int code;
+    if (a.bits == 8) {
+      code = static_cast<const int8_t*>(a.codes)[k];
+    } else {
+      const int pair = static_cast<const uint8_t*>(a.codes)[k / 2];
+      code = ((k % 2 ? pair >> 4 : pair & 15) ^ 8) - 8;
+    }
+    float w = float(code);
+    if (a.zero) w = w - a.zero[k / group];
+    a.y[k] = w * a.scale[k / group];
+  }
+}
+
+void gemm_codes(const GemmCodesArgs& g) {
+  const int group = g.k / g.groups;
+  for (int m = 0; m < g.m; ++m)
+    for (int n = 0; n < g.n; ++n) {
+      const uint8_t* b = g.b + (n / 16) * g.b_block;
+      float y = 0;
+      for (int at = 0; at < g.groups; ++at) {
+        float sum = 0;
+        for (int k = at * group; k < (at + 1) * group; ++k) {
+          int code;
+          if (g.bits == 8) {
+            code = static_cast<int8_t>(b[k * 16 + n % 16]);
+          } else {
+            const int pair = b[k * 8 + n % 8];
+            code = (n % 16 < 8 ? pair & 15 : pair >> 4) - 8;
+          }
+          float w = float(code);
+          if (g.zero) w = w - g.zero[at * g.scale_step + n];
+          sum += g.a[m * g.lda + k] * w;
+        }
+        y += sum * g.scale[at * g.scale_step + n];
+      }
+      g.c[m * g.ldc + n] = g.bias ? y + g.bias[n] : y;
+    }
+}
+
+void pack(const PackArgs& a) {
+  for (int block = 0; block * 16 < a.n; ++block)
+    for (int j = 0; j < 16; ++j) {
+      const int n = block * 16 + j;
+      int8_t* b = a.b + block * a.b_block + j * 4;
+      int32_t sum = 0;
+      for (int k = 0; k < a.k_pad; ++k) {
+        int8_t v = 0;
+        if (n < a.n && k < a.k)
+          v = int8_t((a.transposed ? a.x[n * a.stride + k] : a.x[k * a.stride + n]) - 128);
+        b[(k / 4) * 64 + k % 4] = v;
+        sum += v;
+      }
+      a.colsum[n] = sum;
+    }
+}
+
+void interleave(const InterleaveArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i)
+    for (int p = 0; p < a.planes; ++p) a.y[i * a.planes + p] = a.x[p][i];
+}
+
+}  // namespace pw::scalar

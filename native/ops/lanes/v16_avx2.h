@@ -1,0 +1,124 @@
+// Sixteen floats, and sixteen integers, in two AVX2 registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace pw {
+namespace {
+
+struct V {
+  __m256 a, b;
+};
+struct I {
+  __m256i a, b;
+};
+
+#define PW_EACH(type, fn, x, y) type{fn(x.a, y.a), fn(x.b, y.b)}
+inline V set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline V load(const float* p, int n, float fill) {
+  if (n >= 16) return load(p);
+  alignas(32) float x[16];
+  for (float& v : x) v = fill;
+  std::memcpy(x, p, 4 * n);
+  return load(x);
+}
+inline void store(float* p, V x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+inline void store(float* p, int n, V x) {
+  if (n >= 16) return store(p, x);
+  alignas(32) float v[16];
+  store(v, x);
+  std::memcpy(p, v, 4 * n);
+}
+inline V operator+(V x, V y) { return PW_EACH(V, _mm256_add_ps, x, y); }
+inline V operator-(V x, V y) { return PW_EACH(V, _mm256_sub_ps, x, y); }
+inline V operator*(V x, V y) { return PW_EACH(V, _mm256_mul_ps, x, y); }
+inline V operator/(V x, V y) { return PW_EACH(V, _mm256_div_ps, x, y); }
+inline V maximum(V x, V y) { return PW_EACH(V, _mm256_max_ps, x, y); }
+inline V minimum(V x, V y) { return PW_EACH(V, _mm256_min_ps, x, y); }
+inline V rint(V x) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+}
+inline V absolute(V x) {
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(bit, x.a), _mm256_andnot_ps(bit, x.b)};
+}
+inline V negate(V x) {
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_xor_ps(x.a, bit), _mm256_xor_ps(x.b, bit)};
+}
+inline V copysign(V m, V s) {
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_or_ps(_mm256_andnot_ps(bit, m.a), _mm256_and_ps(bit, s.a)),
+          _mm256_or_ps(_mm256_andnot_ps(bit, m.b), _mm256_and_ps(bit, s.b))};
+}
+inline V where_less(V a, V b, V x, V y) {
+  return {_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+          _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ))};
+}
+inline V square_root(V x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
+
+inline I integers(V x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }  // to nearest even
+inline V reals(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline I set1i(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline I load_i32(const int32_t* p, int n) {
+  alignas(32) int32_t x[16] = {};
+  std::memcpy(x, p, 4 * (n < 16 ? n : 16));
+  return {_mm256_load_si256(reinterpret_cast<__m256i*>(x)), _mm256_load_si256(reinterpret_cast<__m256i*>(x + 8))};
+}
+inline I load_u8(const uint8_t* p) {
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+inline I load_u8(const uint8_t* p, int n) {
+  if (n >= 16) return load_u8(p);
+  uint8_t x[16] = {};
+  std::memcpy(x, p, n);
+  return load_u8(x);
+}
+inline I load_i8(const int8_t* p, int n) {
+  int8_t x[16] = {};
+  std::memcpy(x, p, n < 16 ? n : 16);
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))),
+          _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + 8)))};
+}
+inline void store_u8(uint8_t* p, I x) {  // values 0 .. 255
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(x.a, x.b), 0xd8);
+  const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+inline void store_u8(uint8_t* p, int n, I x) {
+  if (n >= 16) return store_u8(p, x);
+  uint8_t v[16];
+  store_u8(v, x);
+  std::memcpy(p, v, n);
+}
+inline I operator+(I x, I y) { return PW_EACH(I, _mm256_add_epi32, x, y); }
+inline I operator-(I x, I y) { return PW_EACH(I, _mm256_sub_epi32, x, y); }
+inline I operator*(I x, I y) { return PW_EACH(I, _mm256_mullo_epi32, x, y); }
+inline V power_of_two(I n) {
+  const __m256i bias = _mm256_set1_epi32(127);
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.a, bias), 23)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.b, bias), 23))};
+}
+// One fused step: only for float products, whose sums have no order to keep.
+inline V fused(V x, V y, V z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline V codes8(const uint8_t* p) { return reals(load_i8(reinterpret_cast<const int8_t*>(p), 16)); }
+inline V codes4(const uint8_t* p) {  // columns j and j + 8 in byte j, offset by 8
+  const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), low = _mm_set1_epi8(15);
+  alignas(16) int8_t both[16];
+  const __m128i joined = _mm_unpacklo_epi64(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
+  _mm_store_si128(reinterpret_cast<__m128i*>(both), _mm_sub_epi8(joined, _mm_set1_epi8(8)));
+  return reals(load_i8(both, 16));
+}
+#undef PW_EACH
+
+}  // namespace
+}  // namespace pw

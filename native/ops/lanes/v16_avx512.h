@@ -1,0 +1,69 @@
+// Sixteen floats, and sixteen integers, in one AVX-512 register.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace pw {
+namespace {
+
+struct V {
+  __m512 v;
+};
+struct I {
+  __m512i v;
+};
+
+inline __mmask16 head(int n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1u << n) - 1); }
+inline V set1(float x) { return {_mm512_set1_ps(x)}; }
+inline V load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline V load(const float* p, int n, float fill) {
+  return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), head(n), p)};
+}
+inline void store(float* p, V x) { _mm512_storeu_ps(p, x.v); }
+inline void store(float* p, int n, V x) { _mm512_mask_storeu_ps(p, head(n), x.v); }
+inline V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline V operator-(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline V operator*(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline V operator/(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline V maximum(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline V minimum(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline V rint(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline V absolute(V a) { return {_mm512_abs_ps(a.v)}; }
+inline V negate(V a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
+inline V copysign(V magnitude, V sign) {
+  const __m512 bit = _mm512_set1_ps(-0.0f);
+  return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.v), _mm512_and_ps(bit, sign.v))};
+}
+// x where a < b, else y
+inline V where_less(V a, V b, V x, V y) { return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)}; }
+inline V square_root(V a) { return {_mm512_sqrt_ps(a.v)}; }
+
+inline I integers(V a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest even
+inline V reals(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline I set1i(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I load_i32(const int32_t* p, int n) { return {_mm512_maskz_loadu_epi32(head(n), p)}; }
+inline I load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+inline I load_u8(const uint8_t* p, int n) { return {_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(head(n), p))}; }
+inline I load_i8(const int8_t* p, int n) { return {_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(head(n), p))}; }
+inline void store_u8(uint8_t* p, I x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }
+inline void store_u8(uint8_t* p, int n, I x) { _mm_mask_storeu_epi8(p, head(n), _mm512_cvtepi32_epi8(x.v)); }
+inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+inline V power_of_two(I n) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))}; }
+
+// One fused step: only for float products, whose sums have no order to keep.
+inline V fused(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline V codes8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+inline V codes4(const uint8_t* p) {  // columns j and j + 8 in byte j, offset by 8
+  const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), low = _mm_set1_epi8(15);
+  const __m128i both = _mm_unpacklo_epi64(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_sub_epi8(both, _mm_set1_epi8(8))))};
+}
+
+}  // namespace
+}  // namespace pw

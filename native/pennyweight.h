@@ -1,0 +1,94 @@
+/* libpennyweight: plan and run programs of docs/numerics.md. Plain C, no torch, no Python.
+ *
+ * A model holds constants. A plan is made from a model for concrete sizes: values, then ops, then finish. A finished
+ * plan is immutable and may be run from many threads at once. Functions that can fail return a negative number or
+ * NULL; pw_last_error() then says why, on the same thread.
+ */
+#ifndef PENNYWEIGHT_H
+#define PENNYWEIGHT_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PW_API __attribute__((visibility("default")))
+#define PW_ABI 1
+
+typedef struct pw_model pw_model;
+typedef struct pw_plan pw_plan;
+
+enum pw_dtype { PW_F32 = 0, PW_F16 = 1, PW_BF16 = 2, PW_U8 = 3, PW_I8 = 4, PW_U4 = 5, PW_I32 = 6, PW_I64 = 7, PW_BOOL = 8 };
+enum pw_kind { PW_TEMPORARY = 0, PW_INPUT = 1, PW_OUTPUT = 2, PW_CONSTANT = 3 };
+
+PW_API int pw_abi_version(void);
+PW_API const char* pw_last_error(void);
+
+/* Instruction sets, weakest first. `PENNYWEIGHT_ISA` names the one to use; otherwise the strongest supported. */
+PW_API int pw_isa_count(void);
+PW_API const char* pw_isa_name(int isa);
+PW_API int pw_isa_supported(int isa);
+PW_API int pw_isa_default(void); /* -1 if PENNYWEIGHT_ISA names an unknown or unsupported one */
+
+/* The kernel table: one row per kernel. */
+typedef struct {
+  const char* op;
+  int isa;
+  const char* symbol;
+} pw_kernel_row;
+PW_API int pw_kernel_count(void);
+PW_API int pw_kernel_get(int row, pw_kernel_row* out);
+
+/* Constants are not copied: the caller keeps them alive and unchanged as long as the model. */
+PW_API pw_model* pw_model_create(void);
+PW_API void pw_model_free(pw_model*);
+PW_API int pw_model_constant(pw_model*, int dtype, int rank, const int64_t* dims, const void* data);
+
+typedef struct {
+  const char* name;
+  int kind; /* 0: integers, 1: floats, 2: text */
+  int count;
+  const int64_t* ints;
+  const double* floats;
+  const char* text;
+} pw_attr;
+
+typedef struct {
+  int threads; /* 0: one per core */
+  int isa;     /* -1: the default */
+  int flags;   /* PW_KEEP_STEPS ... reserved, 0 */
+} pw_options;
+
+PW_API pw_plan* pw_plan_begin(pw_model*, const pw_options*);
+/* Returns the value's number. `index` is the position among inputs or outputs, or the constant's number. */
+PW_API int pw_plan_value(pw_plan*, int kind, int index, int dtype, int rank, const int64_t* dims);
+/* `site` is text for reports. Absent optional operands are -1. */
+PW_API int pw_plan_op(pw_plan*, const char* op, const char* site, int n_in, const int* in, int n_out, const int* out,
+                      int n_attr, const pw_attr* attrs);
+PW_API int pw_plan_output(pw_plan*, int value, int index);
+PW_API int pw_plan_finish(pw_plan*);
+PW_API void pw_plan_free(pw_plan*);
+
+/* Buffers are dense and row-major, of the sizes that the plan was made for. */
+PW_API int pw_plan_run(pw_plan*, const void* const* inputs, void* const* outputs);
+
+typedef struct {
+  const char* op;     /* ops that the step does, joined by '+' */
+  const char* site;   /* of its main op */
+  const char* kernel; /* symbol of the kernel that runs */
+  int64_t macs;       /* multiply-adds */
+  int64_t bytes;      /* read and written */
+  int tasks;          /* how many pieces threads share */
+} pw_step_info;
+PW_API int pw_plan_steps(const pw_plan*);
+PW_API int pw_plan_step(const pw_plan*, int step, pw_step_info* out);
+/* As pw_plan_run; nanoseconds of each step. */
+PW_API int pw_plan_profile(pw_plan*, const void* const* inputs, void* const* outputs, int64_t* ns);
+PW_API int64_t pw_plan_arena_bytes(const pw_plan*);
+PW_API int64_t pw_model_packed_bytes(const pw_model*);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

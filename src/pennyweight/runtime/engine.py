@@ -1,0 +1,220 @@
+"""Programs on libpennyweight: one model per program, one plan per set of input sizes."""
+
+from __future__ import annotations
+
+import ctypes as c
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pennyweight.errors import InputError, KernelError, nearest
+from pennyweight.program.ir import Array, Op, Program, TensorType, numpy_dtype, resolve
+from pennyweight.program.verify import infer
+from pennyweight.runtime import library as lib
+
+DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "u8": 3, "i8": 4, "u4": 5, "i32": 6, "i64": 7, "bool": 8}
+TEMPORARY, INPUT, CONSTANT = 0, 1, 3
+
+
+class Plan:
+    """A program planned for fixed input sizes; immutable, may be run from many threads at once."""
+
+    def __init__(self, engine: Engine, symbols: Mapping[str, int]) -> None:
+        self._engine, self._library = engine, engine.library  # the engine's model must outlive the plan
+        options = lib.Options(engine.threads, engine.isa_index, 0)
+        self._handle = self._library.pw_plan_begin(engine.model, c.byref(options))
+        if not self._handle:
+            raise KernelError(lib.last_error(self._library))
+        program = engine.program
+        types = infer(program, symbols)
+        self._numbers: dict[str, int] = {}
+        for index, name in enumerate(program.inputs):
+            self._value(name, INPUT, index, types[name])
+        for op in program.ops:
+            self._op(op, types, symbols)
+        for index, name in enumerate(program.outputs):
+            if name in program.constants:
+                self._constant(name, types)
+            self._check(self._library.pw_plan_output(self._handle, self._numbers[name], index))
+        self._check(self._library.pw_plan_finish(self._handle))
+        self.outputs = [(n, types[n].ints, numpy_dtype(types[n].dtype)) for n in program.outputs]
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.pw_plan_free(self._handle)
+
+    def _check(self, code: int) -> int:
+        if code < 0:
+            raise KernelError(f"the engine refuses the program: {lib.last_error(self._library)}")
+        return code
+
+    def _value(self, name: str, kind: int, index: int, type_: TensorType) -> int:
+        shape = type_.ints
+        dims = (c.c_int64 * len(shape))(*shape)
+        code = self._library.pw_plan_value(self._handle, kind, index, DTYPES[type_.dtype], len(shape), dims)
+        self._numbers[name] = self._check(code)
+        return self._numbers[name]
+
+    def _constant(self, name: str, types: Mapping[str, TensorType]) -> int:
+        if name not in self._numbers:
+            self._value(name, CONSTANT, self._engine.constant_numbers[name], types[name])
+        return self._numbers[name]
+
+    def _op(self, op: Op, types: Mapping[str, TensorType], symbols: Mapping[str, int]) -> None:
+        constants = self._engine.program.constants
+        inputs = [
+            -1 if not n else self._constant(n, types) if n in constants else self._numbers[n]
+            for n in op.inputs
+        ]
+        outputs = [self._value(n, TEMPORARY, -1, types[n]) for n in op.outputs]
+        attrs, keep = _attributes(resolve(op.attrs, symbols))
+        code = self._library.pw_plan_op(
+            self._handle,
+            op.kind.encode(),
+            op.site.encode(),
+            len(inputs),
+            (c.c_int * len(inputs))(*inputs),
+            len(outputs),
+            (c.c_int * len(outputs))(*outputs),
+            len(attrs),
+            (lib.Attr * len(attrs))(*attrs),
+        )
+        del keep
+        self._check(code)
+
+    def run(self, inputs: list[Array], ns: Any = None) -> list[Array]:
+        """Run on dense arrays of the planned sizes.
+
+        Raises:
+            InputError: if an index among the inputs is out of range.
+        """
+        results = [np.empty(shape, dtype) for _, shape, dtype in self.outputs]
+        given = (c.c_void_p * len(inputs))(*[a.ctypes.data for a in inputs])
+        taken = (c.c_void_p * len(results))(*[a.ctypes.data for a in results])
+        if ns is None:
+            code = self._library.pw_plan_run(self._handle, given, taken)
+        else:
+            code = self._library.pw_plan_profile(self._handle, given, taken, ns)
+        if code < 0:
+            raise InputError(lib.last_error(self._library))
+        return results
+
+    def steps(self) -> list[dict[str, Any]]:
+        """What runs, in order: ops, site, kernel, multiply-adds, bytes, tasks."""
+        info = lib.StepInfo()
+        out = []
+        for i in range(self._library.pw_plan_steps(self._handle)):
+            self._library.pw_plan_step(self._handle, i, c.byref(info))
+            out.append(
+                {
+                    "op": info.op.decode(),
+                    "site": info.site.decode(),
+                    "kernel": info.kernel.decode(),
+                    "macs": info.macs,
+                    "bytes": info.bytes,
+                    "tasks": info.tasks,
+                }
+            )
+        return out
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of activations and scratch memory of one run."""
+        return int(self._library.pw_plan_arena_bytes(self._handle))
+
+
+def _attributes(attrs: Mapping[str, Any]) -> tuple[list[lib.Attr], list[Any]]:
+    """C structures of the attributes, and what they point to."""
+    out: list[lib.Attr] = []
+    keep: list[Any] = []
+    for name, value in attrs.items():
+        attr = lib.Attr(name.encode())
+        if isinstance(value, str):
+            attr.kind, attr.text = 2, value.encode()
+        else:
+            values = list(value) if isinstance(value, list | tuple) else [value]
+            attr.count = len(values)
+            if any(isinstance(v, float) for v in values):
+                floats = (c.c_double * len(values))(*values)
+                attr.kind, attr.floats = 1, c.cast(floats, c.POINTER(c.c_double))
+                keep.append(floats)
+            else:
+                ints = (c.c_int64 * len(values))(*[int(v) for v in values])
+                attr.kind, attr.ints = 0, c.cast(ints, c.POINTER(c.c_int64))
+                keep.append(ints)
+        out.append(attr)
+    return out, keep
+
+
+class Engine:
+    """A program on libpennyweight. Safe to use from many threads.
+
+    Args:
+        program: a verified program.
+        threads: of a run; 0 for one per core.
+        isa: instruction set to use; "" for the default (`PENNYWEIGHT_ISA`, or the strongest).
+
+    Raises:
+        KernelError: without the library, on an unknown instruction set, or if the engine cannot run the program.
+    """
+
+    name = "native"
+
+    def __init__(self, program: Program, *, threads: int = 0, isa: str = "") -> None:
+        self.program, self.threads = program, threads
+        self.library = lib.load()
+        names = lib.supported_isas()
+        if isa and isa not in names:
+            raise KernelError(
+                f"instruction set {isa!r} is unknown or not supported here", hint=nearest(isa, names)
+            )
+        self.isa = isa or lib.default_isa()
+        self.isa_index = lib.isa_names().index(self.isa)
+        self.model = self.library.pw_model_create()
+        self.constant_numbers: dict[str, int] = {}
+        self._arrays = []  # constants are not copied
+        for name, constant in program.constants.items():
+            array = np.ascontiguousarray(constant.data)
+            self._arrays.append(array)
+            dims = (c.c_int64 * constant.data.ndim)(*constant.data.shape)
+            code = self.library.pw_model_constant(
+                self.model, DTYPES[constant.dtype], constant.data.ndim, dims, array.ctypes.data
+            )
+            if code < 0:
+                raise KernelError(f"constant {name!r}: {lib.last_error(self.library)}")
+            self.constant_numbers[name] = code
+        self._plans: dict[tuple[tuple[int, ...], ...], Plan] = {}
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        self._plans = {}
+        if getattr(self, "model", None):
+            self.library.pw_model_free(self.model)
+
+    def plan(self, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
+        """The plan for inputs of these shapes; made once."""
+        key = tuple(tuple(shapes[n]) for n in self.program.inputs)
+        found = self._plans.get(key)
+        if found is None:
+            symbols = self.program.bind(shapes)
+            with self._lock:
+                found = self._plans.get(key)
+                if found is None:
+                    found = self._plans[key] = Plan(self, symbols)
+        return found
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name. Inputs: contiguous arrays of the declared dtypes."""
+        plan = self.plan({n: inputs[n].shape for n in self.program.inputs})
+        results = plan.run([inputs[n] for n in self.program.inputs])
+        return {n: r for (n, _, _), r in zip(plan.outputs, results, strict=True)}
+
+    def profile(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+        """Run once; one row per step: op, site, kernel, ns, macs, bytes, tasks."""
+        plan = self.plan({n: inputs[n].shape for n in self.program.inputs})
+        steps = plan.steps()
+        ns = (c.c_int64 * max(len(steps), 1))()
+        plan.run([inputs[n] for n in self.program.inputs], ns)
+        return [{**step, "ns": int(t)} for step, t in zip(steps, ns, strict=False)]
