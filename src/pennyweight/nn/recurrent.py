@@ -140,7 +140,10 @@ class IntegerRecurrent(nn.Module):
         for suffix in suffixes:
             for name in ("weight_ih", "weight_hh"):
                 q: QTensor = twin.solved[name + suffix]
-                self.add_module(name + suffix, IntegerWeight(self.layer, q, tuple(q.codes.shape)))
+                weight = IntegerWeight(self.layer, q, tuple(q.codes.shape))
+                if isinstance(q.scale, Tensor):  # kept as stored: next to short rows, scales count
+                    weight.scale = q.scale.reshape(weight.scale.shape).clone()
+                self.add_module(name + suffix, weight)
             b_ih, b_hh = (getattr(twin, name + suffix, None) for name in ("bias_ih", "bias_hh"))
             if self.lstm and b_ih is not None and b_hh is not None:
                 b_ih, b_hh = b_ih.detach() + b_hh.detach(), None
@@ -156,12 +159,12 @@ class IntegerRecurrent(nn.Module):
         """Weights, scales and biases of one layer and direction, in the order of the opaque ops."""
         w_ih, w_hh = (cast("IntegerWeight", getattr(self, n + suffix)) for n in ("weight_ih", "weight_hh"))
         biases = getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix)
-        return w_ih.codes, w_ih.scale, w_hh.codes, w_hh.scale, *biases
+        return w_ih.codes, w_ih.scale.float(), w_hh.codes, w_hh.scale.float(), *biases
 
     def floats(self, suffix: str) -> list[Any]:
         """Decoded weights and the biases of one layer and direction, in torch's order."""
         weights = [
-            torch.ops.pennyweight.decode(w.codes, w.scale, w.zero, w.bits, w.in_features)
+            torch.ops.pennyweight.decode(w.codes, w.scale.float(), w.zero, w.bits, w.in_features)
             for w in (getattr(self, n + suffix) for n in ("weight_ih", "weight_hh"))
         ]
         b_ih, b_hh = getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix)
@@ -211,15 +214,16 @@ class IntegerSequence(IntegerRecurrent):
     def _result(self, states: States) -> Any:
         return states if self.lstm else states[0]
 
-    def _states(self, x: Tensor, hx: Any, batched: bool) -> States:
-        """Initial states, [layers * directions, N, H] each."""
+    def _states(self, x: Tensor, hx: Any, batched: bool) -> list[States]:
+        """Initial states [N, H] of every layer and direction."""
         if x.shape[-1] != self.input_size:
             raise InputError(
                 f"the input has {x.shape[-1]} features, not {self.input_size}", site=self.layer.name
             )
         shape = (len(self.suffixes), x.shape[1], self.hidden_size)
         if hx is None:
-            return tuple(x.new_zeros(shape) for _ in range(2 if self.lstm else 1))
+            zeros = x.new_zeros(shape[1:])
+            return [(zeros,) * (2 if self.lstm else 1)] * len(self.suffixes)
         states: States = tuple(hx) if self.lstm else (hx,)
         states = states if batched else tuple(s.unsqueeze(1) for s in states)
         for s in states:
@@ -229,10 +233,10 @@ class IntegerSequence(IntegerRecurrent):
                     site=self.layer.name,
                     shapes=f"{s.shape}, wanted {shape}",
                 )
-        return states
+        return [tuple(s[i] for s in states) for i in range(len(self.suffixes))]
 
-    def _run(self, x: Tensor, states: States) -> tuple[Tensor, States]:
-        """[T, N, I], states [layers * directions, N, H] -> y [T, N, directions * H], last states."""
+    def _run(self, x: Tensor, states: list[States]) -> tuple[Tensor, States]:
+        """[T, N, I] -> y [T, N, directions * H], last states [layers * directions, N, H]."""
         if not self.dynamic:
             return self._float(x, states)
         directions = 2 if self.bidirectional else 1
@@ -240,13 +244,14 @@ class IntegerSequence(IntegerRecurrent):
         for first in range(0, len(self.suffixes), directions):
             outputs = []
             for i in range(first, first + directions):
-                y, end = self.step(x, tuple(s[i] for s in states), self.suffixes[i], reverse=i > first)
+                y, end = self.step(x, states[i], self.suffixes[i], reverse=i > first)
                 outputs.append(y)
                 last.append(end)
             x = outputs[0] if directions == 1 else torch.cat(outputs, -1)
         return x, tuple(torch.stack(kind) for kind in zip(*last, strict=True))
 
-    def _float(self, x: Tensor, states: States) -> tuple[Tensor, States]:
+    def _float(self, x: Tensor, initial: list[States]) -> tuple[Tensor, States]:
+        states = tuple(torch.stack(kind) for kind in zip(*initial, strict=True))
         flat = [w for suffix in self.suffixes for w in self.floats(suffix) if w is not None]
         rest = (flat, bool(self.bias), self.num_layers, 0.0, False, self.bidirectional, False)
         if self.lstm:
@@ -260,10 +265,10 @@ class IntegerSequence(IntegerRecurrent):
         x, lengths = pad_packed_sequence(packed)  # [T, N, I], in the order before sorting
         states = self._states(x, hx, batched=True)
         y = x.new_zeros(*x.shape[:2], (2 if self.bidirectional else 1) * self.hidden_size)
-        last = tuple(torch.zeros_like(s) for s in states)
+        last = tuple(torch.stack([torch.zeros_like(s)] * len(states)) for s in states[0])
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().flatten()
-            part, end = self._run(x[:length, rows], tuple(s[:, rows] for s in states))
+            part, end = self._run(x[:length, rows], [tuple(s[rows] for s in one) for one in states])
             y[:length, rows] = part
             for whole, some in zip(last, end, strict=True):
                 whole[:, rows] = some

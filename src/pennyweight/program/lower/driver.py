@@ -15,7 +15,7 @@ from pennyweight.errors import LowerError, PennyweightError, nearest
 from pennyweight.program.ir import Program, TensorType
 from pennyweight.program.lower import activations, integers, layers, movement, recurrent, tensors  # noqa: F401 (register handlers)
 from pennyweight.program.lower.builder import _DTYPES, Builder, Stored, Value, handlers
-from pennyweight.program.lower.export import Dynamic, export, first_line
+from pennyweight.program.lower.export import Dynamic, export, first_line, is_number
 from pennyweight.program.rewrite import optimize
 from pennyweight.program.verify import verify
 
@@ -81,7 +81,7 @@ def _symbols(graph: Any, names: dict[str, Any]) -> tuple[dict[str, int], dict[st
             continue
         sizes: Any = value.shape
         for axis, size in enumerate(sizes):
-            if isinstance(size, int):
+            if is_number(size):
                 continue
             text = str(size.node.expr)
             if text in rename:

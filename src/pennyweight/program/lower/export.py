@@ -160,9 +160,14 @@ def _closed(exported: Any, leaves: list[Leaf | None]) -> list[tuple[str, int, bo
         if leaf is None or not isinstance(value, Tensor):
             continue
         for axis in leaf.axes:
-            if isinstance(value.shape[axis], int) and (leaf.asked or axis == leaf.batch):
+            if is_number(value.shape[axis]) and (leaf.asked or axis == leaf.batch):
                 out.append((leaf.name, axis, leaf.asked))
     return out
+
+
+def is_number(size: Any) -> bool:
+    """Whether a size of the exported graph is fixed: an integer, or a symbol that the exporter has bound to one."""
+    return isinstance(size, int) or bool(size.node.expr.is_number)
 
 
 @contextmanager

@@ -168,8 +168,14 @@ def _conv_weight(b: Builder, args: Any, kwargs: Any) -> Value:
 @handles("pennyweight.decode.default")
 def _decode(b: Builder, args: Any, kwargs: Any) -> Value:
     codes, scale, zero, bits, n = args
-    operands = [stored_codes(b, codes, bits), b.value(scale), *([] if zero is None else [b.value(zero)])]
+    operands = [stored_codes(b, codes, bits), widened(b, scale), *([] if zero is None else [b.value(zero)])]
     return b.emit("decode", operands, bits=bits, shape=[int(codes.tensor.shape[0]), n])
+
+
+def widened(b: Builder, x: Any) -> Value:
+    """A value, cast to f32 if it is stored in 16 bits."""
+    value = b.value(x)
+    return b.emit("cast", [value], dtype="f32") if value.dtype in ("f16", "bf16") else value
 
 
 @handles("pennyweight.matmul.default")
@@ -210,10 +216,10 @@ def float_mask(b: Builder, mask: Value) -> Value:
 @handles("pennyweight.lstm.default")
 def _lstm(b: Builder, args: Any, kwargs: Any) -> Any:
     *tensors, reverse = args
-    return b.emit_all("lstm", [None if t is None else b.value(t) for t in tensors], reverse=bool(reverse))
+    return b.emit_all("lstm", [None if t is None else widened(b, t) for t in tensors], reverse=bool(reverse))
 
 
 @handles("pennyweight.gru.default")
 def _gru(b: Builder, args: Any, kwargs: Any) -> Any:
     *tensors, reverse = args
-    return b.emit_all("gru", [None if t is None else b.value(t) for t in tensors], reverse=bool(reverse))
+    return b.emit_all("gru", [None if t is None else widened(b, t) for t in tensors], reverse=bool(reverse))
