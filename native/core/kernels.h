@@ -35,6 +35,7 @@ struct Epilogue {
   float r_multiplier = 0;
   int32_t zero = 0, lo = 0, hi = 255;
   const uint8_t* lut = nullptr;         // [256]
+  bool fits = false;                    // no t can leave int32: clamping may follow the conversion
 };
 
 // ---- u8 x s8 products ----------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ struct SoftmaxArgs {  // y = softmax(x), one row; in place allowed
 };
 using SoftmaxFn = void (*)(const SoftmaxArgs&);
 
-struct ProbabilitiesArgs {  // attention: s = float(acc) * factor (+ mask), p = clamp(rint(softmax(s) * 255))
+struct ProbabilitiesArgs {  // attention: s = float(acc) * factor (+ mask), e = exp(s - max), p = rint(e * (255 / sum e))
   const int32_t* acc;
   const float* mask;  // or null
   int mask_step;      // 1, or 0 where the mask is one value for the row

@@ -36,6 +36,12 @@ int next(Builder& b, int op, std::initializer_list<const char*> kinds) {
   return follower > op ? follower : -1;
 }
 
+// Whether a value exists when the step of `op` runs: made by an earlier op, or by a step that took its op in.
+bool made_before(const Builder& b, int value, int op) {
+  const int producer = b.plan.values[value].producer;
+  return producer < op || b.done.count(producer) > 0;
+}
+
 void take(Builder& b, Tail& t, int op) {
   b.done.insert(op);
   t.ops += "+" + b.plan.ops[op].kind;
@@ -76,7 +82,7 @@ Tail make_tail(Builder& b, int op, int64_t columns) {
   if (after < 0) return t;
   // the step runs where `op` stands: all that it reads must have been made by then
   for (int v : plan.ops[after].in)
-    if (v >= 0 && v != plan.ops[op].out[0] && plan.values[v].producer > op) return t;
+    if (v >= 0 && v != plan.ops[op].out[0] && !made_before(b, v, op)) return t;
   tail_constants(plan, t, plan.ops[after], columns);
   take(b, t, after);
   if (t.base.out == Out::kU8) {
@@ -92,7 +98,7 @@ Tail make_tail(Builder& b, int op, int64_t columns) {
     const Value& v = plan.values[other];
     const bool same = v.dims == plan.values[sum.out[0]].dims && other != plan.ops[after].out[0];
     // addition of two floats commutes, bit for bit
-    if (same && v.dtype == PW_F32 && v.producer < op && v.kind != PW_CONSTANT) {
+    if (same && v.dtype == PW_F32 && made_before(b, other, op) && v.kind != PW_CONSTANT) {
       t.residual = other;
       take(b, t, add);
     }

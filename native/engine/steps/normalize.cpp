@@ -1,8 +1,10 @@
 // Softmax, layer normalisation, reductions.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
+#include "core/functions.h"
 #include "engine/build.h"
 
 namespace pw {
@@ -91,6 +93,30 @@ struct ReduceStep : Step {
   }
 };
 
+// Sum or mean over one run of axes: x [outer, n, inner]. Row by row where there is an inner axis.
+struct SumStep : Step {
+  BinaryFn add;
+  int x, y;
+  int64_t outer, n, inner;
+  bool mean;
+  void run(const Run& r, int task, int) const override {
+    for (int64_t o = outer * task / tasks; o < outer * (task + 1) / tasks; ++o) {
+      const float* from = r.at<float>(x) + o * n * inner;
+      float* to = r.at<float>(y) + o * inner;
+      if (inner == 1) {
+        float lanes[16] = {};
+        for (int64_t i = 0; i < n; ++i) lanes[i % 16] += from[i];
+        *to = fn::lanes_total(lanes);
+      } else {
+        std::memcpy(to, from, size_t(inner) * 4);
+        for (int64_t i = 1; i < n; ++i) add({to, from + i * inner, to, inner, 1, 1});
+      }
+      if (mean)
+        for (int64_t i = 0; i < inner; ++i) to[i] = to[i] / float(n);
+    }
+  }
+};
+
 struct ArgmaxStep : Step {
   int x, y;
   int64_t outer, n, inner;
@@ -165,9 +191,28 @@ void build_layer_norm(Builder& b, int number) {
 void build_reduce(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode& op = plan.ops[number];
-  auto step = std::make_unique<ReduceStep>();
   const Value& in = plan.values[op.in[0]];
   const auto& axes = op.ints("axes");
+  const std::string& name = op.text("fn");
+  bool run_of_axes = !axes.empty() && in.dense() && in.dtype == PW_F32 && (name == "sum" || name == "mean");
+  for (size_t i = 1; i < axes.size(); ++i) run_of_axes = run_of_axes && axes[i] == axes[i - 1] + 1;
+  if (run_of_axes && in.count() > 0) {
+    auto fast = std::make_unique<SumStep>();
+    fast->outer = fast->n = fast->inner = 1;
+    for (int i = 0; i < in.rank(); ++i)
+      (i < axes.front() ? fast->outer : i > axes.back() ? fast->inner : fast->n) *= in.dims[size_t(i)];
+    require(plan.values[op.out[0]].dense(), "reductions are written densely");
+    fast->add = plan.kernels->add_f32;
+    fast->x = op.in[0];
+    fast->y = op.out[0];
+    fast->mean = name == "mean";
+    describe(*fast, plan, op, plan.kernels->row[k_add_f32]->symbol);
+    fast->ops = "reduce:" + name;
+    fast->tasks = share(plan, fast->outer, fast->n * fast->inner);
+    b.add(std::move(fast));
+    return;
+  }
+  auto step = std::make_unique<ReduceStep>();
   for (int i = 0; i < in.rank(); ++i) {
     const bool reduced = std::find(axes.begin(), axes.end(), i) != axes.end();
     (reduced ? step->gone : step->kept).push_back(in.dims[size_t(i)]);
@@ -175,7 +220,7 @@ void build_reduce(Builder& b, int number) {
     (reduced ? step->taps : step->count) *= in.dims[size_t(i)];
   }
   require(plan.values[op.out[0]].dense(), "reductions are written densely");
-  step->fn = op.text("fn");
+  step->fn = name;
   step->dtype = in.dtype;
   step->x = op.in[0];
   step->y = op.out[0];

@@ -1,5 +1,6 @@
 // Convolution and linear layers on codes: one packed product, or one filter per channel.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "engine/steps/epilogue.h"
@@ -187,11 +188,19 @@ void share(GemmStep& s, int threads, int64_t k) {
   s.tasks = int(s.row_tasks * s.column_tasks);
 }
 
-// The accumulator's bias with the constant zero point taken in: b - zero * sum(w).
-void fold_zero(const Plan& plan, Tail& t, const OpNode& op, const std::vector<int32_t>& colsum, int64_t columns) {
+// The accumulator's bias with the constant zero point taken in: b - zero * sum(w); and whether clamping may wait.
+void fold_zero(const Plan& plan, Tail& t, const OpNode& op, const std::vector<int32_t>& colsum, int64_t columns,
+               int64_t depth) {
   const int32_t zero = op.input(3) >= 0 ? 0 : int32_t(op.integer("zero"));
   const int32_t* bias = op.input(2) >= 0 ? static_cast<const int32_t*>(plan.constant(op.in[2]).data) : nullptr;
   for (int64_t i = 0; i < columns; ++i) t.bias[size_t(i)] = (bias ? bias[i] : 0) - zero * colsum[size_t(i)];
+  // the largest accumulator that any input can make, times its multiplier, and the residual
+  bool fits = op.input(3) < 0 && !t.multiplier.empty();
+  for (int64_t i = 0; i < columns && fits; ++i) {
+    const double most = 255.0 * 128.0 * double(depth) + std::fabs(double(t.bias[size_t(i)]));
+    fits = most < 2147483647.0 && most * std::fabs(t.multiplier[size_t(i)]) + 256.0 * std::fabs(t.base.r_multiplier) < 1e9;
+  }
+  t.base.fits = fits;
   if (op.input(3) >= 0) {
     t.row_zero = op.in[3];
     t.colsum = colsum;
@@ -287,7 +296,7 @@ void build_depthwise(Builder& b, const OpNode& op, Tail tail, const Geometry& g,
   const int weights = plan.values[op.in[1]].index;
   const int8_t* w = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
   step->packed = plan.model->packed(layout_key(weights, ":depthwise", {}), [&] { return pack_depthwise(w, g); });
-  fold_zero(plan, tail, op, step->packed->colsum, g.in_channels);
+  fold_zero(plan, tail, op, step->packed->colsum, g.in_channels, g.kernel[1] * g.kernel[2]);
   tail.bias = in_depthwise_order(tail.bias, g.in_channels);
   tail.multiplier = in_depthwise_order(tail.multiplier, g.in_channels);
   tail.bias_f32 = in_depthwise_order(tail.bias_f32, g.in_channels);
@@ -378,7 +387,7 @@ void build_conv(Builder& b, int number) {
     }));
     for (int64_t i = 0; i < columns; ++i) all_sums[size_t(group * columns + i)] = packed.back()->colsum[size_t(i)];
   }
-  fold_zero(plan, tail, op, all_sums, g.out_channels);
+  fold_zero(plan, tail, op, all_sums, g.out_channels, channels * kernel);
   for (int64_t group = 0; group < g.groups; ++group) {
     auto step = std::make_unique<GemmStep>();
     step->packed = packed[size_t(group)];
@@ -436,7 +445,7 @@ void build_linear(Builder& b, int number) {
   step->packed = plan.model->packed(layout_key(w.index, ":linear", {plan.k_align()}), [&] {
     return pack_weights(codes, n, {0}, k, 1, k, plan.k_align());
   });
-  fold_zero(plan, tail, op, step->packed->colsum, n);
+  fold_zero(plan, tail, op, step->packed->colsum, n, k);
   // a result with padding around it (rows of an image): walk its axes
   const Value& y = plan.values[tail.result];
   step->tail = std::move(tail);

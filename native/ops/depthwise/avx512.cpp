@@ -17,11 +17,12 @@ inline __attribute__((always_inline)) Column interleave(__m512i r0, __m512i r1, 
            _mm512_unpackhi_epi16(hi01, hi23)}};
 }
 
+template <bool Full>
 struct Block {  // 64 channels of one result row
   const uint8_t* rows[4];  // of the quad at hand
   __mmask64 mask;
-  Column at(int64_t offset) const {
-    if (mask == ~__mmask64(0))
+  PW_INLINE Column at(int64_t offset) const {
+    if (Full)
       return interleave(_mm512_loadu_si512(rows[0] + offset), _mm512_loadu_si512(rows[1] + offset),
                         _mm512_loadu_si512(rows[2] + offset), _mm512_loadu_si512(rows[3] + offset));
     return interleave(_mm512_maskz_loadu_epi8(mask, rows[0] + offset), _mm512_maskz_loadu_epi8(mask, rows[1] + offset),
@@ -29,22 +30,34 @@ struct Block {  // 64 channels of one result row
   }
 };
 
-void finish(const DepthwiseArgs& d, const __m512i* raw, int channel, int x, __mmask64 mask) {
-  const Epilogue& e = *d.epilogue;
+template <bool Plain>
+PW_INLINE void finish(const DepthwiseArgs& d, const Finish& f, const __m512i* raw, int channel, int x, __mmask64 mask) {
+  const Epilogue& e = f.e;
   const int64_t at = x * d.y_pixel + channel;
-  __m512i acc[4];
-  for (int v = 0; v < 4; ++v) acc[v] = _mm512_add_epi32(raw[v], _mm512_loadu_si512(e.bias + channel + 16 * v));
+  if (Plain) {  // codes, nothing else: the usual case
+    __m512i q[4];
+    for (int v = 0; v < 4; ++v)
+      q[v] = f.rounded(_mm512_mul_ps(_mm512_cvtepi32_ps(raw[v]), _mm512_loadu_ps(e.multiplier + channel + 16 * v)));
+    _mm512_mask_storeu_epi8(d.y + at, mask, f.bytes(q[0], q[1], q[2], q[3]));
+    return;
+  }
+  __m512i acc[4] = {raw[0], raw[1], raw[2], raw[3]};
   if (e.row_zero) {
     const __m512i z = _mm512_set1_epi32(e.row_zero[0]);
     for (int v = 0; v < 4; ++v)
       acc[v] = _mm512_sub_epi32(acc[v], _mm512_mullo_epi32(z, _mm512_loadu_si512(e.colsum + channel + 16 * v)));
   }
-  if (e.out != Out::kU8) {  // seldom: by way of memory, to put the channels in order
+  if (e.out != Out::kU8) {  // by way of memory, to put the channels in order
     alignas(64) int32_t out[64];
     for (int v = 0; v < 4; ++v) {
       __m512i bits = acc[v];
-      if (e.out == Out::kF32)
-        bits = _mm512_castps_si512(real16(e, acc[v], channel + 16 * v, 0, nullptr, 0xffff));
+      if (e.out == Out::kF32) {
+        __m512 t = _mm512_cvtepi32_ps(acc[v]);
+        if (e.row_scale) t = _mm512_mul_ps(t, _mm512_set1_ps(e.row_scale[0]));
+        t = _mm512_mul_ps(t, _mm512_loadu_ps(e.multiplier + channel + 16 * v));
+        if (e.bias_f32) t = _mm512_add_ps(t, _mm512_loadu_ps(e.bias_f32 + channel + 16 * v));
+        bits = _mm512_castps_si512(t);
+      }
       _mm512_store_si512(out + 16 * v, bits);
     }
     int32_t* y = static_cast<int32_t*>(static_cast<void*>(d.y)) + at;
@@ -59,32 +72,26 @@ void finish(const DepthwiseArgs& d, const __m512i* raw, int channel, int x, __mm
     const __m512i r = _mm512_maskz_loadu_epi8(mask, d.residual + x * d.r_pixel + channel);
     const __m512i none = _mm512_setzero_si512();
     const Column codes = interleave(r, none, none, none);
-    for (int v = 0; v < 4; ++v) {
-      const __m512 u = _mm512_cvtepi32_ps(_mm512_sub_epi32(codes.v[v], _mm512_set1_epi32(e.r_zero)));
-      t[v] = _mm512_add_ps(t[v], _mm512_mul_ps(u, _mm512_set1_ps(e.r_multiplier)));
-    }
+    for (int v = 0; v < 4; ++v) t[v] = _mm512_add_ps(t[v], f.residual(codes.v[v]));
   }
-  const __m512 lo = _mm512_set1_ps(float(e.lo - e.zero)), hi = _mm512_set1_ps(float(e.hi - e.zero));
-  const __m512i zero = _mm512_set1_epi32(e.zero);
-  __m512i q[4];
-  for (int v = 0; v < 4; ++v)
-    q[v] = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(t[v], lo), hi)), zero);
-  __m512i bytes = _mm512_packus_epi16(_mm512_packus_epi32(q[0], q[1]), _mm512_packus_epi32(q[2], q[3]));
+  __m512i bytes = f.bytes(f.rounded(t[0]), f.rounded(t[1]), f.rounded(t[2]), f.rounded(t[3]));
   if (e.lut) bytes = Lut(e.lut)(bytes);
   _mm512_mask_storeu_epi8(d.y + at, mask, bytes);
 }
 
 // XB neighbouring results at a time; KW and S known, columns not dilated.
-template <int KW, int S, int XB>
-inline void results(const DepthwiseArgs& d, const int8_t* w, int channel, int x, __mmask64 mask) {
+template <int KW, int S, int XB, bool Plain, bool Full>
+inline void results(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, int x, __mmask64 mask) {
   __m512i acc[XB][4];
 #pragma GCC unroll 4
-  for (int o = 0; o < XB; ++o)
+  for (int v = 0; v < 4; ++v) {
+    const __m512i bias = _mm512_loadu_si512(f.e.bias + channel + 16 * v);
 #pragma GCC unroll 4
-    for (int v = 0; v < 4; ++v) acc[o][v] = _mm512_setzero_si512();
+    for (int o = 0; o < XB; ++o) acc[o][v] = bias;
+  }
   const int quads = (d.kernel_h + 3) / 4;
   for (int quad = 0; quad < quads; ++quad) {
-    Block block{{}, mask};
+    Block<Full> block{{}, mask};
     for (int i = 0; i < 4; ++i) {
       const int ky = 4 * quad + i < d.kernel_h ? 4 * quad + i : d.kernel_h - 1;  // its weights are zero beyond
       block.rows[i] = d.x + ky * d.dilation_h * d.x_row + int64_t(x) * S * d.x_pixel + channel;
@@ -102,14 +109,15 @@ inline void results(const DepthwiseArgs& d, const int8_t* w, int channel, int x,
     }
   }
 #pragma GCC unroll 4
-  for (int o = 0; o < XB; ++o) finish(d, acc[o], channel, x + o, mask);
+  for (int o = 0; o < XB; ++o) finish<Plain>(d, f, acc[o], channel, x + o, mask);
 }
 
-void any(const DepthwiseArgs& d, const int8_t* w, int channel, int x, __mmask64 mask) {
-  __m512i acc[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+void any(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, int x, __mmask64 mask) {
+  __m512i acc[4];
+  for (int v = 0; v < 4; ++v) acc[v] = _mm512_loadu_si512(f.e.bias + channel + 16 * v);
   const int quads = (d.kernel_h + 3) / 4;
   for (int quad = 0; quad < quads; ++quad) {
-    Block block{{}, mask};
+    Block<false> block{{}, mask};
     for (int i = 0; i < 4; ++i) {
       const int ky = 4 * quad + i < d.kernel_h ? 4 * quad + i : d.kernel_h - 1;
       block.rows[i] = d.x + ky * d.dilation_h * d.x_row + int64_t(x) * d.stride_w * d.x_pixel + channel;
@@ -119,34 +127,44 @@ void any(const DepthwiseArgs& d, const int8_t* w, int channel, int x, __mmask64 
       for (int v = 0; v < 4; ++v) dot4m(acc[v], c.v[v], w + (quad * d.kernel_w + kx) * 256 + 64 * v);
     }
   }
-  finish(d, acc, channel, x, mask);
+  finish<false>(d, f, acc, channel, x, mask);
+}
+
+template <int KW, int S, bool Plain, bool Full>
+void row(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, __mmask64 mask) {
+  int x = 0;
+  for (; x + 4 <= d.width; x += 4) results<KW, S, 4, Plain, Full>(d, f, w, channel, x, mask);
+  for (; x < d.width; ++x) results<KW, S, 1, Plain, Full>(d, f, w, channel, x, mask);
 }
 
 template <int KW, int S>
-void row(const DepthwiseArgs& d, const int8_t* w, int channel, __mmask64 mask) {
-  int x = 0;
-  for (; x + 4 <= d.width; x += 4) results<KW, S, 4>(d, w, channel, x, mask);
-  for (; x < d.width; ++x) results<KW, S, 1>(d, w, channel, x, mask);
+void choose(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, __mmask64 mask) {
+  const Epilogue& e = f.e;
+  const bool plain = e.out == Out::kU8 && !e.row_zero && !d.residual && !e.lut, full = mask == ~__mmask64(0);
+  if (plain && full) row<KW, S, true, true>(d, f, w, channel, mask);
+  else if (plain) row<KW, S, true, false>(d, f, w, channel, mask);
+  else row<KW, S, false, false>(d, f, w, channel, mask);
 }
 
 }  // namespace
 
 void depthwise(const DepthwiseArgs& d) {
+  const Finish f(*d.epilogue);
   const int64_t w_block = int64_t((d.kernel_h + 3) / 4) * d.kernel_w * 256;
   for (int channel = 0; channel < d.channels; channel += 64) {
     const int left = d.channels - channel;
-    const __mmask64 mask = left >= 64 ? ~__mmask64(0) : (__mmask64(1) << left) - 1;
+    const __mmask64 mask = head64(left);
     const int8_t* w = d.w + channel / 64 * w_block;
     const int shape = d.dilation_w == 1 ? d.kernel_w * 10 + d.stride_w : 0;
     switch (shape) {
-      case 31: row<3, 1>(d, w, channel, mask); break;
-      case 32: row<3, 2>(d, w, channel, mask); break;
-      case 51: row<5, 1>(d, w, channel, mask); break;
-      case 52: row<5, 2>(d, w, channel, mask); break;
-      case 71: row<7, 1>(d, w, channel, mask); break;
-      case 72: row<7, 2>(d, w, channel, mask); break;
+      case 31: choose<3, 1>(d, f, w, channel, mask); break;
+      case 32: choose<3, 2>(d, f, w, channel, mask); break;
+      case 51: choose<5, 1>(d, f, w, channel, mask); break;
+      case 52: choose<5, 2>(d, f, w, channel, mask); break;
+      case 71: choose<7, 1>(d, f, w, channel, mask); break;
+      case 72: choose<7, 2>(d, f, w, channel, mask); break;
       default:
-        for (int x = 0; x < d.width; ++x) any(d, w, channel, x, mask);
+        for (int x = 0; x < d.width; ++x) any(d, f, w, channel, x, mask);
     }
   }
 }

@@ -1,4 +1,5 @@
-// u8 x s8 products on tiles: 32 rows by 32 columns at a time, 64 bytes of K a step.
+// u8 x s8 products on tiles: 32 rows by 64 columns a unit, 64 bytes of K a step. While the tiles of one unit are
+// multiplied, the accumulators of the one before are rounded and stored.
 #if defined(__AMX_INT8__)
 #include <cstring>
 
@@ -28,62 +29,118 @@ struct alignas(64) Scratch {
   int32_t acc[32][64];
 };
 
-// Activations of a tile: pointer to its first row and the distance between rows, per segment.
+// Activations of up to 16 rows: the first one, and the distance between rows.
 struct Rows {
   const uint8_t* base;
   int64_t stride;
 };
 
+struct Unit {
+  int m, rows, block, width;  // rows from m on, columns of `width` blocks
+  Rows top, bottom;
+  bool gathered;              // segments lie side by side
+};
+
 template <bool TwoRows, bool TwoColumns>
-inline __attribute__((always_inline)) void multiply(const GemmArgs& g, Rows top, Rows bottom, bool gathered,
-                                                    const int8_t* b, Scratch& s) {
-  _tile_zero(0);
-  if (TwoColumns) _tile_zero(1);
-  if (TwoRows) _tile_zero(2);
-  if (TwoRows && TwoColumns) _tile_zero(3);
+PW_INLINE void multiply(const GemmArgs& g, const Unit& u, const int32_t* bias, const int8_t* b, int32_t* acc) {
+  // a row of biases for every row: a tile loaded at distance zero
+  _tile_loadd(0, bias, 0);
+  if (TwoColumns) _tile_loadd(1, bias + 16, 0);
+  if (TwoRows) _tile_loadd(2, bias, 0);
+  if (TwoRows && TwoColumns) _tile_loadd(3, bias + 16, 0);
   for (int seg = 0; seg < g.segments; ++seg) {
-    const int64_t off = gathered ? int64_t(seg) * g.seg_pad : g.seg_offset[seg];
+    const int64_t off = u.gathered ? int64_t(seg) * g.seg_pad : g.seg_offset[seg];
     for (int k = 0; k < g.seg_pad; k += 64) {
       _tile_loadd(6, b, 64);
-      if (TwoColumns) _tile_loadd(7, b + g.b_block, 64);
-      _tile_loadd(4, top.base + off + k, top.stride);
+      _tile_loadd(4, u.top.base + off + k, u.top.stride);
       _tile_dpbusd(0, 4, 6);
-      if (TwoColumns) _tile_dpbusd(1, 4, 7);
+      if (TwoColumns) {
+        _tile_loadd(7, b + g.b_block, 64);
+        _tile_dpbusd(1, 4, 7);
+      }
       if (TwoRows) {
-        _tile_loadd(5, bottom.base + off + k, bottom.stride);
+        _tile_loadd(5, u.bottom.base + off + k, u.bottom.stride);
         _tile_dpbusd(2, 5, 6);
         if (TwoColumns) _tile_dpbusd(3, 5, 7);
       }
       b += 1024;
     }
   }
-  _tile_stored(0, s.acc[0], 256);
-  if (TwoColumns) _tile_stored(1, s.acc[0] + 16, 256);
-  if (TwoRows) _tile_stored(2, s.acc[16], 256);
-  if (TwoRows && TwoColumns) _tile_stored(3, s.acc[16] + 16, 256);
+  _tile_stored(0, acc, 256);
+  if (TwoColumns) _tile_stored(1, acc + 16, 256);
+  if (TwoRows) _tile_stored(2, acc + 16 * 64, 256);
+  if (TwoRows && TwoColumns) _tile_stored(3, acc + 16 * 64 + 16, 256);
 }
 
-void store(const GemmArgs& g, const Scratch& s, int m, int rows, int column, int width) {
-  const Epilogue& e = *g.epilogue;
-  for (int i = 0; i < rows; ++i) {
-    const int64_t at = g.c_offset[m + i];
-    if (at < 0) continue;
-    const uint8_t* r = e.residual ? e.residual + g.r_offset[m + i] + column : nullptr;
-    const float* addend = e.addend ? e.addend + g.r_offset[m + i] + column : nullptr;
-    const int columns = g.n - column;
-    __m512i acc[4];
-    for (int j = 0; j < width; ++j) acc[j] = _mm512_load_si512(s.acc[i] + 16 * j);
-    switch (width) {
-      case 4: store_row<4>(e, acc, g.n0 + column, columns, g.m0 + m + i, r, addend, g.c, at + column); break;
-      case 3: store_row<3>(e, acc, g.n0 + column, columns, g.m0 + m + i, r, addend, g.c, at + column); break;
-      case 2: store_row<2>(e, acc, g.n0 + column, columns, g.m0 + m + i, r, addend, g.c, at + column); break;
-      default: store_row<1>(e, acc, g.n0 + column, columns, g.m0 + m + i, r, addend, g.c, at + column); break;
-    }
+void multiply_unit(const GemmArgs& g, const Unit& u, Scratch& s) {
+  const bool two_rows = u.rows > 16;
+  for (int j = 0; j < u.width; j += 2) {
+    const int8_t* b = g.b + (u.block + j) * g.b_block;
+    const int32_t* bias = g.epilogue->bias + g.n0 + 16 * (u.block + j);
+    int32_t* acc = s.acc[0] + 16 * j;
+    const bool two_columns = j + 1 < u.width;
+    if (two_rows && two_columns) multiply<true, true>(g, u, bias, b, acc);
+    else if (two_rows) multiply<true, false>(g, u, bias, b, acc);
+    else if (two_columns) multiply<false, true>(g, u, bias, b, acc);
+    else multiply<false, false>(g, u, bias, b, acc);
   }
 }
 
+template <int NB>
+void store_rows(const GemmArgs& g, const Finish& f, const Unit& u, const Scratch& s) {
+  const Epilogue& e = f.e;
+  const int column = 16 * u.block, columns = g.n - column;
+  for (int i = 0; i < u.rows; ++i) {
+    const int64_t at = g.c_offset[u.m + i];
+    if (at < 0) continue;
+    const uint8_t* r = e.residual ? e.residual + g.r_offset[u.m + i] + column : nullptr;
+    const float* addend = e.addend ? e.addend + g.r_offset[u.m + i] + column : nullptr;
+    __m512i acc[NB];
+    for (int j = 0; j < NB; ++j) acc[j] = _mm512_load_si512(s.acc[i] + 16 * j);
+    store_row<NB>(f, acc, g.n0 + column, columns, g.m0 + u.m + i, r, addend, g.c, at + column);
+  }
+}
+
+void store_unit(const GemmArgs& g, const Finish& f, const Unit& u, const Scratch& s) {
+  switch (u.width) {
+    case 4: return store_rows<4>(g, f, u, s);
+    case 3: return store_rows<3>(g, f, u, s);
+    case 2: return store_rows<2>(g, f, u, s);
+    default: return store_rows<1>(g, f, u, s);
+  }
+}
+
+// Units in flight: the accumulators of the last one wait while the next is multiplied.
+class Pipeline {
+ public:
+  Pipeline(const GemmArgs& g) : g_(g), finish_(*g.epilogue) {}
+  void push(const Unit& u) {
+    const int rows = u.rows;
+    if (rows != configured_) {
+      configure(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 0);
+      configured_ = rows;
+    }
+    multiply_unit(g_, u, scratch_[turn_]);
+    if (waiting_) store_unit(g_, finish_, last_, scratch_[turn_ ^ 1]);
+    last_ = u;
+    waiting_ = true;
+    turn_ ^= 1;
+  }
+  void finish() {
+    if (waiting_) store_unit(g_, finish_, last_, scratch_[turn_ ^ 1]);
+    _tile_release();
+  }
+
+ private:
+  const GemmArgs& g_;
+  Finish finish_;
+  Scratch scratch_[2];
+  Unit last_;
+  bool waiting_ = false;
+  int turn_ = 0, configured_ = -1;
+};
+
 bool evenly_spaced(const GemmArgs& g, int m, int rows) {
-  if (m + rows <= g.uniform) return true;
   for (int i = 2; i < rows; ++i)
     if (g.row_offset[m + i] - g.row_offset[m + i - 1] != g.row_offset[m + 1] - g.row_offset[m]) return false;
   return true;
@@ -105,70 +162,52 @@ Rows gather(const GemmArgs& g, int m, int rows, uint8_t* to) {
   return {to, width};
 }
 
-void columns_of(const GemmArgs& g, int m, int rows, Rows top, Rows bottom, bool gathered, int block, int width,
-                Scratch& s) {
-  const bool two_rows = rows > 16;
-  for (int j = 0; j < width; j += 2) {
-    Scratch& half = *reinterpret_cast<Scratch*>(s.acc[0] + 16 * j);
-    const int8_t* b = g.b + (block + j) * g.b_block;
-    const bool two_columns = j + 1 < width;
-    if (two_rows && two_columns) multiply<true, true>(g, top, bottom, gathered, b, half);
-    else if (two_rows) multiply<true, false>(g, top, bottom, gathered, b, half);
-    else if (two_columns) multiply<false, true>(g, top, bottom, gathered, b, half);
-    else multiply<false, false>(g, top, bottom, gathered, b, half);
+struct GatherBuffer {  // of one thread, kept between calls
+  uint8_t* data = nullptr;
+  int64_t capacity = 0;
+  ~GatherBuffer() { _mm_free(data); }
+  uint8_t* of(int64_t bytes) {
+    if (capacity < bytes) {
+      _mm_free(data);
+      data = static_cast<uint8_t*>(_mm_malloc(size_t(bytes), 64));
+      capacity = bytes;
+    }
+    return data;
   }
-  store(g, s, m, rows, 16 * block, width);
-}
+};
 
 }  // namespace
 
 void gemm(const GemmArgs& g) {
-  Scratch s;
-  const int blocks = (g.n + 15) / 16;
-  const int full = g.m / 32 * 32;
+  const int blocks = (g.n + 15) / 16, full = g.m / 32 * 32;
   bool even = true;
   for (int m = 0; m < g.m && even; m += 16) even = evenly_spaced(g, m, g.m - m < 16 ? g.m - m : 16);
-  int configured = -1;
-  const auto with_rows = [&](int rows) {
-    if (rows == configured) return;
-    configure(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 0);
-    configured = rows;
+  Pipeline pipeline(g);
+  const auto unit = [&](int m, int block, bool gathered, Rows all) {
+    const int rows = g.m - m < 32 ? g.m - m : 32;
+    const int width = blocks - block < 4 ? blocks - block : 4;
+    Unit u{m, rows, block, width, all, {all.base + 16 * all.stride, all.stride}, gathered};
+    if (!gathered) {
+      u.top = rows_at(g, m, rows < 16 ? rows : 16);
+      u.bottom = rows > 16 ? rows_at(g, m + 16, rows - 16) : u.top;
+    }
+    pipeline.push(u);
   };
   if (even) {
-    // weights of up to four blocks stay in the first cache while the rows pass
-    for (int rest = 0; rest < 2; ++rest) {
-      const int from = rest ? full : 0, to = rest ? g.m : full;
-      if (from == to) continue;
-      with_rows(rest ? g.m - full : 32);
-      for (int block = 0; block < blocks; block += 4) {
-        const int width = blocks - block < 4 ? blocks - block : 4;
-        for (int m = from; m < to; m += 32) {
-          const int rows = to - m < 32 ? to - m : 32;
-          const Rows top = rows_at(g, m, rows < 16 ? rows : 16);
-          const Rows bottom = rows > 16 ? rows_at(g, m + 16, rows - 16) : top;
-          columns_of(g, m, rows, top, bottom, false, block, width, s);
-        }
-      }
-    }
+    // the weights of a unit stay in the first cache while the rows pass; odd rows last, for their own tile shape
+    for (int block = 0; block < blocks; block += 4)
+      for (int m = 0; m < full; m += 32) unit(m, block, false, {});
+    if (full < g.m)
+      for (int block = 0; block < blocks; block += 4) unit(full, block, false, {});
   } else {
-    const int64_t width = int64_t(g.segments) * g.seg_pad;
-    alignas(64) static thread_local uint8_t* buffer = nullptr;
-    static thread_local int64_t capacity = 0;
-    if (capacity < 32 * width) {
-      if (buffer) _mm_free(buffer);
-      buffer = static_cast<uint8_t*>(_mm_malloc(32 * width, 64));
-      capacity = 32 * width;
-    }
+    static thread_local GatherBuffer buffer;
+    uint8_t* to = buffer.of(32 * int64_t(g.segments) * g.seg_pad);
     for (int m = 0; m < g.m; m += 32) {
-      const int rows = g.m - m < 32 ? g.m - m : 32;
-      with_rows(rows);
-      const Rows all = gather(g, m, rows, buffer);
-      const Rows bottom = {all.base + 16 * all.stride, all.stride};
-      for (int block = 0; block < blocks; block += 4)
-        columns_of(g, m, rows, all, bottom, true, block, blocks - block < 4 ? blocks - block : 4, s);
+      const Rows all = gather(g, m, g.m - m < 32 ? g.m - m : 32, to);
+      for (int block = 0; block < blocks; block += 4) unit(m, block, true, all);
     }
   }
-  _tile_release();
+  pipeline.finish();
 }
 
 }  // namespace pw::amx

@@ -15,12 +15,14 @@ inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* p) {
 
 // MR rows times NB blocks of 16 columns.
 template <int MR, int NB>
-void tile(const GemmArgs& g, int m, int block) {
+void tile(const GemmArgs& g, const Finish& f, int m, int block) {
+  const Epilogue& e = *g.epilogue;
+  const int column = 16 * block;
   __m512i acc[MR][NB];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < NB; ++j) acc[i][j] = _mm512_setzero_si512();
+    for (int j = 0; j < NB; ++j) acc[i][j] = _mm512_loadu_si512(e.bias + g.n0 + column + 16 * j);
   const int8_t* b = g.b + block * g.b_block;
   const int quads = (g.seg_len + 3) / 4;
   const int64_t skip = int64_t(g.seg_pad / 4 - quads) * 64;
@@ -42,51 +44,58 @@ void tile(const GemmArgs& g, int m, int block) {
     }
     b += skip;
   }
-  const Epilogue& e = *g.epilogue;
-  const int column = 16 * block;
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
     const int64_t at = g.c_offset[m + i];
     if (at < 0) continue;
     const uint8_t* r = e.residual ? e.residual + g.r_offset[m + i] + column : nullptr;
     const float* addend = e.addend ? e.addend + g.r_offset[m + i] + column : nullptr;
-    store_row<NB>(e, acc[i], g.n0 + column, g.n - column, g.m0 + m + i, r, addend, g.c, at + column);
+    store_row<NB>(f, acc[i], g.n0 + column, g.n - column, g.m0 + m + i, r, addend, g.c, at + column);
   }
 }
 
 template <int MR, int NB>
-void rows_of(const GemmArgs& g, int block) {
+void rows_of(const GemmArgs& g, const Finish& f, int block) {
   int m = 0;
-  for (; m + MR <= g.m; m += MR) tile<MR, NB>(g, m, block);
+  for (; m + MR <= g.m; m += MR) tile<MR, NB>(g, f, m, block);
   // the rest in halves, so that no more than log2(MR) small tiles remain
   if constexpr (MR > 8)
-    for (; m + 8 <= g.m; m += 8) tile<8, NB>(g, m, block);
+    for (; m + 8 <= g.m; m += 8) tile<8, NB>(g, f, m, block);
   if constexpr (MR > 4)
-    for (; m + 4 <= g.m; m += 4) tile<4, NB>(g, m, block);
+    for (; m + 4 <= g.m; m += 4) tile<4, NB>(g, f, m, block);
   if constexpr (MR > 2)
-    for (; m + 2 <= g.m; m += 2) tile<2, NB>(g, m, block);
-  for (; m < g.m; ++m) tile<1, NB>(g, m, block);
+    for (; m + 2 <= g.m; m += 2) tile<2, NB>(g, f, m, block);
+  for (; m < g.m; ++m) tile<1, NB>(g, f, m, block);
 }
 
 }  // namespace
 
 void gemm(const GemmArgs& g) {
+  const Finish f(*g.epilogue);
   const int blocks = (g.n + 15) / 16;
   int block = 0;
-  for (; block + 4 <= blocks; block += 4) rows_of<6, 4>(g, block);
+  for (; block + 4 <= blocks; block += 4) rows_of<6, 4>(g, f, block);
   switch (blocks - block) {
-    case 3: rows_of<8, 3>(g, block); break;
-    case 2: rows_of<12, 2>(g, block); break;
-    case 1: rows_of<14, 1>(g, block); break;
+    case 3: rows_of<8, 3>(g, f, block); break;
+    case 2: rows_of<12, 2>(g, f, block); break;
+    case 1: rows_of<14, 1>(g, f, block); break;
     default: break;
   }
 }
 
 void epilogue(const EpilogueArgs& a) {
-  for (int n = 0; n < a.n; n += 16) {
-    const __mmask16 mask = tail_mask(a.n - n);
-    const __m512i acc = _mm512_maskz_loadu_epi32(mask, a.acc + n);
-    store_row<1>(*a.epilogue, &acc, n, a.n - n, a.row, a.residual ? a.residual + n : nullptr,
+  const Finish f(*a.epilogue);
+  int n = 0;
+  for (; n + 64 <= a.n; n += 64) {
+    __m512i acc[4];
+    for (int j = 0; j < 4; ++j)
+      acc[j] = _mm512_add_epi32(_mm512_loadu_si512(a.acc + n + 16 * j), _mm512_loadu_si512(a.epilogue->bias + n + 16 * j));
+    store_row<4>(f, acc, n, 64, a.row, a.residual ? a.residual + n : nullptr, a.addend ? a.addend + n : nullptr, a.y, n);
+  }
+  for (; n < a.n; n += 16) {
+    const __m512i raw = _mm512_maskz_loadu_epi32(head16(a.n - n), a.acc + n);
+    const __m512i acc = _mm512_add_epi32(raw, _mm512_loadu_si512(a.epilogue->bias + n));
+    store_row<1>(f, &acc, n, a.n - n, a.row, a.residual ? a.residual + n : nullptr,
                  a.addend ? a.addend + n : nullptr, a.y, n);
   }
 }

@@ -156,9 +156,9 @@ void probabilities(const ProbabilitiesArgs& a) {
     store(a.scratch + i, count, e);
     sum = sum + load(a.scratch + i, count, 0.0f);
   });
-  const V all = set1(total(sum)), steps = set1(255.0f);
+  const V r = set1(255.0f / total(sum));
   each(a.n, [&](int64_t i, int count) {
-    store_u8(a.y + i, count, codes((load(a.scratch + i, count, 0.0f) / all) * steps, 0, 0, 255));
+    store_u8(a.y + i, count, codes(load(a.scratch + i, count, 0.0f) * r, 0, 0, 255));
   });
 }
 

@@ -137,7 +137,8 @@ def load() -> Any:
 
 def last_error(library: Any) -> str:
     """Text of the last failure on this thread."""
-    return str(library.pw_last_error().decode())
+    text: str = library.pw_last_error().decode()
+    return text
 
 
 def isa_names() -> list[str]:

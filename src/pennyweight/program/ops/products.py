@@ -8,7 +8,8 @@ import numpy as np
 
 from pennyweight.program.ir import Array, TensorType
 from pennyweight.program.ops import Attrs, Operands, Types, array, broadcast, define, require, want
-from pennyweight.program.ops.normalize import softmax_last
+from pennyweight.program.ops.functions import exp
+from pennyweight.program.ops.normalize import lane_sum
 
 F32, F64 = np.float32, np.float64
 
@@ -182,10 +183,10 @@ class Attention:
     """Scaled dot-product attention on codes.
 
         s = float32(sum (q - q_zero) (k - k_zero)) * factor   (+ mask; -inf above the diagonal if causal)
-        p = clamp(rint(softmax(s) * 255), 0, 255),   acc = sum p * (v - v_zero)
+        e = exp(s - max s),   p = clamp(rint(e * (255 / lane_sum(e))), 0, 255),   acc = sum p * (v - v_zero)
 
     q u8 [..., T, D], k u8 [..., S, D], v u8 [..., S, E], mask f32 broadcastable to [..., T, S] or absent
-    -> i32 [..., T, E], to be rescaled by `sv / 255`. softmax as defined for the op of that name.
+    -> i32 [..., T, E], to be rescaled by `sv / 255`. exp and lane_sum as in the op softmax.
     """
 
     @staticmethod
@@ -211,5 +212,6 @@ class Attention:
         if a["causal"]:
             keep = np.tri(scores.shape[-2], scores.shape[-1], dtype=bool)
             scores = np.where(keep, scores, F32(-np.inf))
-        p = np.fmin(np.fmax(np.rint(softmax_last(scores) * F32(255)), F32(0)), F32(255))
+        e = exp(scores - scores.max(-1, keepdims=True))
+        p = np.fmin(np.fmax(np.rint(e * (F32(255) / lane_sum(e))), F32(0)), F32(255))
         return [(p.astype(F64) @ v).astype(np.int32)]
