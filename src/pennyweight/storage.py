@@ -122,7 +122,9 @@ def lowered(model: nn.Module, example: Any = None) -> Program:
         )
     program = lower(model, example)
     measured = difference(model, program, example)
-    log.events[:] = [event for event in log.events if event.kind != "lowered"]  # the newest measurement counts
+    log.events[:] = [
+        event for event in log.events if event.kind != "lowered"
+    ]  # the newest measurement counts
     log.add("lowered", "", ops=len(program.ops), **measured)
     program.meta.update(provenance(model))
     program.meta["difference"] = measured
@@ -163,28 +165,33 @@ def difference(model: nn.Module, program: Program, example: Any) -> dict[str, An
 
 
 def fitted(program: Program, example: Any) -> tuple[Any, dict[str, Array]]:
-    """The example cut or repeated along axis 0 to what the program takes, as a batch and as arrays by input name."""
+    """The example cut or repeated along the batch to what the program takes, as a batch and as arrays by input name."""
     keyword = isinstance(example, Mapping)
     batch = dict(example) if keyword else tuple(example) if isinstance(example, tuple | list) else (example,)
     leaves, tree = tree_flatten(batch)
     types = iter(program.inputs.items())
     arrays: dict[str, Array] = {}
+    sizes: dict[str, int] = {}
     for i, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor):
             name, kind = next(types)
-            leaves[i] = _resized(leaf, kind)
+            leaves[i] = _resized(leaf, kind, sizes)
             arrays[name] = leaves[i].detach().contiguous().numpy()
     return tree_unflatten(leaves, tree), arrays
 
 
-def _resized(x: Tensor, kind: TensorType) -> Tensor:
-    if x.ndim == 0:
-        return x
-    rows = kind.shape[0]
-    wanted = min(x.shape[0], SAMPLES) if isinstance(rows, str) else rows
-    while x.shape[0] < wanted:
-        x = torch.cat([x, x])
-    x = x[:wanted]
+def _resized(x: Tensor, kind: TensorType, sizes: dict[str, int]) -> Tensor:
+    """An input of the sizes that the program wants; `sizes` holds those of the symbols met so far."""
+    for axis, rows in enumerate(kind.shape):
+        if isinstance(rows, str):
+            wanted = sizes.setdefault(
+                rows, min(x.shape[axis], SAMPLES if rows.startswith("batch") else 2**31)
+            )
+        else:
+            wanted = rows
+        while x.shape[axis] < wanted:
+            x = torch.cat([x, x], axis)
+        x = x.narrow(axis, 0, wanted)
     return x.float() if kind.dtype == "f32" else x
 
 
