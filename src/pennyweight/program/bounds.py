@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pennyweight.errors import VerifyError
-from pennyweight.program.ir import Array, Constant, Op, Program, TensorType
+from pennyweight.program.ir import Constant, Op, Program, TensorType
 
 MAX_RANK = 8
 MAX_ELEMENTS = 2**31 - 1
@@ -56,6 +56,11 @@ def _listed(entry: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda v: type(v) is list and len(v) <= 2 * MAX_RANK and all(entry(x) for x in v)
 
 
+def _distinct(v: Any) -> bool:
+    """Different axes."""
+    return _listed(_whole(0, MAX_RANK))(v) and len(set(v)) == len(v)
+
+
 def _size(v: Any) -> bool:
     """A size: a whole number, or an expression of symbols."""
     if type(v) is str:
@@ -68,7 +73,7 @@ _MULTIPLIER = (_real, "a finite number")
 _FLAG = (_is(bool), "true or false")
 _NAME = (_is(str), "a name")
 _STEPS = (_listed(_whole(1, MAX_ELEMENTS)), "a list of whole numbers from 1")
-_AXES = (_listed(_whole(0, MAX_RANK)), "a list of axes")
+_AXES = (_distinct, "a list of different axes")
 _SIZES = (_listed(_size), "a list of sizes")
 _ANY_INT = (_whole(-INT32_MAX, INT32_MAX), "a whole number of 32 bits")
 
@@ -212,16 +217,18 @@ def check_constants(program: Program) -> None:
         for position in _FINITE.get(op.kind, ()):
             name = op.inputs[position] if position < len(op.inputs) else ""
             constant_ = program.constants.get(name)
-            if constant_ is None or name in seen or constant_.dtype != "f32":
+            if constant_ is None or name in seen or constant_.dtype not in ("f32", "f16", "bf16"):
                 continue
             seen.add(name)
-            if not finite(constant_.data):
+            if not finite(constant_):
                 raise VerifyError(f"constant {name!r} of {op.kind} is not finite", site=op.site)
 
 
-def finite(data: Array) -> bool:
-    """Whether no entry is NaN or infinite."""
-    return bool(np.isfinite(data).all())
+def finite(constant: Constant) -> bool:
+    """Whether no entry of an f32, f16 or bf16 constant is NaN or infinite."""
+    if constant.dtype == "bf16":
+        return bool(((constant.data & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(constant.data).all())
 
 
 def check_fills(program: Program, types: Mapping[str, TensorType]) -> None:

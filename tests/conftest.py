@@ -1,0 +1,129 @@
+"""What several folders of tests share: a program with every op, and tiny networks."""
+
+import numpy as np
+import pytest
+
+from pennyweight.program.ir import Constant, Op, Program, TensorType
+
+
+class Builder:
+    """Puts a program together op by op."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self.ops: list[Op] = []
+        self.constants: dict[str, Constant] = {}
+
+    def f32(self, *shape) -> str:
+        return self.store("f32", (self.rng.random(shape) + 0.1).astype(np.float32))
+
+    def i8(self, *shape) -> str:
+        return self.store("i8", self.rng.integers(-127, 128, shape).astype(np.int8))
+
+    def i32(self, *shape) -> str:
+        return self.store("i32", self.rng.integers(-1000, 1000, shape).astype(np.int32))
+
+    def u8(self, *shape) -> str:
+        return self.store("u8", self.rng.integers(0, 256, shape).astype(np.uint8))
+
+    def u4(self, *shape) -> str:
+        return self.store("u4", self.rng.integers(0, 256, shape).astype(np.uint8))
+
+    def index(self, values) -> str:
+        return self.store("i64", np.asarray(values, np.int64))
+
+    def store(self, dtype, data) -> str:
+        name = f"c{len(self.constants)}.{dtype}"
+        self.constants[name] = Constant(dtype, np.asarray(data))
+        return name
+
+    def op(self, kind, *inputs, results=1, **attrs):
+        outputs = tuple(f"v{len(self.ops)}.{i}" for i in range(results))
+        self.ops.append(Op(kind, tuple(inputs), outputs, attrs, f"site.{kind}"))
+        return outputs[0] if results == 1 else outputs
+
+
+CODES = {"zero": 3, "lo": 0, "hi": 255}
+
+
+def broad_program() -> Program:
+    """A small program with every op there is, and every kind of constant."""
+    b = Builder()
+    x, ids = "x", "ids"  # f32 [batch, 3, 4, 4], i64 [length]
+    window = {"stride": [1, 1], "pads": [1, 1, 1, 1], "dilation": [1, 1]}
+    pool = {"kernel": [2, 2], "stride": [2, 2], "pads": [0, 0, 0, 0]}
+    ends = []
+    last = b.op("transpose", x, perm=[0, 2, 3, 1])
+    q = b.op("quantize", last, scale=0.02, zero=7, lo=0, hi=255)
+    ends.append(b.op("dequantize", q, scale=0.02, zero=7))
+    acc = b.op("conv", q, b.i8(4, 3, 3, 3), b.i32(4), zero=7, groups=1, **window)
+    r = b.op("requant", acc, b.f32(4), **CODES)
+    s = b.op("requant_add", acc, b.f32(1), r, r_zero=3, r_multiplier=0.5, **CODES)
+    t = b.op("table", s, b.u8(256))
+    s = b.op("add_q", r, t, a_zero=3, a_multiplier=0.5, b_zero=3, b_multiplier=0.25, **CODES)
+    s = b.op("mul_q", s, t, a_zero=3, b_zero=3, multiplier=0.01, **CODES)
+    s = b.op("affine_q", s, b.f32(4), b.f32(4), in_zero=3, **CODES)
+    m = b.op("max_pool", s, dilation=[1, 1], **pool)
+    pooled = b.op("sum_pool", m, zero=3, kernel=[2, 2], stride=[1, 1], pads=[0, 0, 0, 0])
+    ends.append(b.op("rescale", pooled, b.f32(1)))
+    summed = b.op("sum_q", s, zero=3, axes=[1, 2], keepdims=False)
+    p = b.op("rescale", summed, b.f32(4), b.f32(4))  # f32 [batch, 4]
+    qp = b.op("quantize", p, scale=0.5, zero=0, lo=0, hi=200)
+    ends.append(b.op("rescale", b.op("linear", qp, b.i8(6, 4), b.i32(6), zero=0), b.f32(6)))
+    codes, row, zero = b.op("dynamic_quantize", p, results=3, per_token=True)
+    ends.append(b.op("rescale", b.op("linear", codes, b.i8(6, 4), "", zero, zero=0), b.f32(6), "", row))
+    h = b.op("linear_w", p, b.u4(5, 2), b.f32(5, 2), "", b.f32(5), bits=4, n=4)
+    h = b.op("unary", h, fn="clip", p=0.0, q=float("inf"))  # f32 [batch, 5]
+    low = b.store("f32", np.array(-np.inf, np.float32))
+    flag = b.store("bool", np.array([True, False, True, True, False]))
+    ends.append(b.op("where", flag, h, low))
+    half = (np.float32([[1.5, 2, -1, 0.5, 3]]).view(np.uint32) >> 16).astype(np.uint16)
+    ends.append(b.op("linear_f32", h, b.store("bf16", half)))
+    ends.append(b.op("cast", b.store("f16", np.float16([1, 2])), dtype="f32"))
+    tokens = b.op("embedding", ids, b.i8(6, 5), b.f32(6, 1), bits=8, n=5)  # f32 [length, 5]
+    ends.append(b.op("reshape", tokens, shape=["(length * 5)"]))
+    ends.append(b.op("gather", b.f32(6, 2), ids, axis=0))
+    ends.append(b.op("gather", b.f32(6, 2), b.index([1, -1]), axis=0))
+    ends.append(b.op("gather_nd", b.f32(6, 6, 2), ids, ids))
+    n = b.op("layer_norm", tokens, b.f32(5), b.f32(5), eps=1e-5)
+    n = b.op("softmax", n)
+    ends.append(b.op("argmax", n, axis=1, keepdims=False))
+    ends.append(b.op("reduce", n, fn="mean", axes=[0], keepdims=True))
+    ends.append(b.op("binary", n, b.f32(5), fn="mul"))
+    ends.append(b.op("matmul_f32", n, b.f32(5, 2), transpose_b=False))
+    qn = b.op("quantize", n, scale=0.004, zero=0, lo=0, hi=255)
+    ends.append(b.op("matmul", qn, qn, a_zero=0, b_zero=0, transpose_b=True))
+    ends.append(b.op("attention", qn, qn, qn, q_zero=0, k_zero=0, v_zero=0, factor=0.001, causal=True))
+    ends.append(b.op("slice", x, starts=[0, 1, 0, 0], stops=["batch", 3, 4, 4], steps=[1, 1, 2, 2]))
+    ends.append(b.op("concat", x, x, axis=1))
+    ends.append(b.op("pad", q, pads=[0, 1, 1, 0, 0, 1, 1, 0], value=7))
+    ends.append(b.op("expand", b.f32(1, 5), shape=["length", 5]))
+    ends.append(b.op("upsample", x, repeats=[1, 1, 2, 2]))
+    ends.append(b.op("stuff", q, factors=[1, 2, 2, 1], value=7))
+    ends.append(b.op("avg_pool", last, count_pads=False, **pool))
+    ends.append(b.op("conv_f32", last, b.f32(4, 3, 3, 3), b.f32(4), groups=1, **window))
+    ends.append(b.op("decode", b.i8(4, 6), b.f32(4, 1), b.f32(4, 1), bits=8, shape=[4, 2, 3]))
+    ends.append(b.op("iota", size="length", step=2, start=1))
+    ends.append(b.op("full", shape=["batch", 2], value=1.5, dtype="f32"))
+    series = b.op("reshape", tokens, shape=["length", 1, 5])
+    state = b.f32(1, 2)
+    ends += b.op("lstm", series, state, state, b.i8(8, 5), b.f32(8), b.i8(8, 2), b.f32(8), b.f32(8), b.f32(8),
+                 results=3, reverse=False)  # fmt: skip
+    ends += b.op("gru", series, state, b.i8(6, 5), b.f32(6), b.i8(6, 2), b.f32(1), results=2, reverse=True)
+    inputs = {"x": TensorType("f32", ("batch", 3, 4, 4)), "ids": TensorType("i64", ("length",))}
+    meta = {"journal": [["site", "stem:weight", {"spec": "int8n[1,*]"}]], "model": "test"}
+    tree = {"first": 0, "rest": [*range(1, len(ends)), None]}
+    return Program(inputs, ends, b.ops, b.constants, {"batch": 2, "length": 3}, tree, meta)
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Program:
+    """A program with every op there is."""
+    return broad_program()
+
+
+@pytest.fixture
+def zoo_inputs() -> dict:
+    """Inputs of the zoo for other sizes than its example's."""
+    rng = np.random.default_rng(5)
+    return {"x": rng.standard_normal((3, 3, 4, 4), dtype=np.float32), "ids": rng.integers(0, 6, 4)}
