@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/kernels.h"
 
@@ -66,19 +67,39 @@ struct Finish {
   }
 };
 
-// One row of up to 16 * NB accumulators, biases already in; `columns` of them count.
-template <int NB>
-PW_INLINE void store_row(const Finish& f, const __m512i* raw, int column, int columns, int row, const uint8_t* r,
+// What store_row has to look at, decided once per product.
+enum Path { kGeneral, kPlain, kResidual, kTable };
+
+inline Path path_of(const Epilogue& e) {
+  if (e.out != Out::kU8 || e.row_zero || !e.fits || (e.lut && e.residual)) return kGeneral;
+  return e.lut ? kTable : e.residual ? kResidual : kPlain;
+}
+
+// The columns of a block that count, as masks.
+struct Columns {
+  int first, count;  // count: up to 64
+  __mmask64 bytes;
+  __mmask16 part[4];
+  Columns(int first, int left, int blocks) : first(first), count(left < 16 * blocks ? left : 16 * blocks) {
+    bytes = head64(count);
+    for (int j = 0; j < 4; ++j) part[j] = head16(count - 16 * j);
+  }
+};
+
+// One row of up to 16 * NB accumulators, biases already in.
+template <int NB, Path path>
+PW_INLINE void store_row(const Finish& f, const __m512i* raw, const Columns& columns, int row, const uint8_t* r,
                          const float* addend, void* c, int64_t at) {
   const Epilogue& e = f.e;
+  const int column = columns.first;
   __m512i acc[NB];
   for (int j = 0; j < NB; ++j) acc[j] = raw[j];
-  if (e.row_zero) {
+  if (path == kGeneral && e.row_zero) {
     const __m512i z = _mm512_set1_epi32(e.row_zero[int64_t(row) * e.row_step]);
     for (int j = 0; j < NB; ++j)
       acc[j] = _mm512_sub_epi32(acc[j], _mm512_mullo_epi32(z, _mm512_loadu_si512(e.colsum + column + 16 * j)));
   }
-  if (e.out == Out::kU8) {
+  if (path != kGeneral || e.out == Out::kU8) {
     __m512i q[4];
     for (int j = 0; j < 4; ++j) {
       if (j >= NB) {
@@ -86,23 +107,20 @@ PW_INLINE void store_row(const Finish& f, const __m512i* raw, int column, int co
         continue;
       }
       __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[j]), _mm512_loadu_ps(e.multiplier + column + 16 * j));
-      if (r) {
-        const __m128i codes = columns >= 16 * (j + 1) ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(r + 16 * j))
-                                                      : _mm_maskz_loadu_epi8(head16(columns - 16 * j), r + 16 * j);
+      if (path == kResidual || (path == kGeneral && r)) {
+        const __m128i codes = _mm_maskz_loadu_epi8(columns.part[j], r + 16 * j);
         t = _mm512_add_ps(t, f.residual(_mm512_cvtepu8_epi32(codes)));
       }
-      q[j] = f.rounded(t);
+      q[j] = path == kGeneral ? f.rounded(t) : _mm512_cvtps_epi32(t);
     }
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     __m512i bytes = _mm512_permutexvar_epi32(order, f.bytes(q[0], q[1], q[2], q[3]));
-    if (e.lut) bytes = Lut(e.lut)(bytes);
-    uint8_t* y = static_cast<uint8_t*>(c) + at;
-    if (NB == 4 && columns >= 64) _mm512_storeu_si512(y, bytes);
-    else _mm512_mask_storeu_epi8(y, head64(columns < 16 * NB ? columns : 16 * NB), bytes);
+    if (path == kTable || (path == kGeneral && e.lut)) bytes = Lut(e.lut)(bytes);
+    _mm512_mask_storeu_epi8(static_cast<uint8_t*>(c) + at, columns.bytes, bytes);
     return;
   }
   for (int j = 0; j < NB; ++j) {
-    const __mmask16 mask = head16(columns - 16 * j);
+    const __mmask16 mask = columns.part[j];
     if (e.out == Out::kI32) {
       _mm512_mask_storeu_epi32(static_cast<int32_t*>(c) + at + 16 * j, mask, acc[j]);
       continue;
@@ -113,6 +131,17 @@ PW_INLINE void store_row(const Finish& f, const __m512i* raw, int column, int co
     if (e.bias_f32) t = _mm512_add_ps(t, _mm512_loadu_ps(e.bias_f32 + column + 16 * j));
     if (addend) t = _mm512_add_ps(t, _mm512_maskz_loadu_ps(mask, addend + 16 * j));
     _mm512_mask_storeu_ps(static_cast<float*>(c) + at + 16 * j, mask, t);
+  }
+}
+
+// Calls body with the path as a constant.
+template <class F>
+PW_INLINE void with_path(Path path, F body) {
+  switch (path) {
+    case kPlain: return body(std::integral_constant<Path, kPlain>());
+    case kResidual: return body(std::integral_constant<Path, kResidual>());
+    case kTable: return body(std::integral_constant<Path, kTable>());
+    default: return body(std::integral_constant<Path, kGeneral>());
   }
 }
 

@@ -42,12 +42,11 @@ struct Unit {
 };
 
 template <bool TwoRows, bool TwoColumns>
-PW_INLINE void multiply(const GemmArgs& g, const Unit& u, const int32_t* bias, const int8_t* b, int32_t* acc) {
-  // a row of biases for every row: a tile loaded at distance zero
-  _tile_loadd(0, bias, 0);
-  if (TwoColumns) _tile_loadd(1, bias + 16, 0);
-  if (TwoRows) _tile_loadd(2, bias, 0);
-  if (TwoRows && TwoColumns) _tile_loadd(3, bias + 16, 0);
+PW_INLINE void multiply(const GemmArgs& g, const Unit& u, const int8_t* b, int32_t* acc) {
+  _tile_zero(0);
+  if (TwoColumns) _tile_zero(1);
+  if (TwoRows) _tile_zero(2);
+  if (TwoRows && TwoColumns) _tile_zero(3);
   for (int seg = 0; seg < g.segments; ++seg) {
     const int64_t off = u.gathered ? int64_t(seg) * g.seg_pad : g.seg_offset[seg];
     for (int k = 0; k < g.seg_pad; k += 64) {
@@ -76,44 +75,48 @@ void multiply_unit(const GemmArgs& g, const Unit& u, Scratch& s) {
   const bool two_rows = u.rows > 16;
   for (int j = 0; j < u.width; j += 2) {
     const int8_t* b = g.b + (u.block + j) * g.b_block;
-    const int32_t* bias = g.epilogue->bias + g.n0 + 16 * (u.block + j);
     int32_t* acc = s.acc[0] + 16 * j;
     const bool two_columns = j + 1 < u.width;
-    if (two_rows && two_columns) multiply<true, true>(g, u, bias, b, acc);
-    else if (two_rows) multiply<true, false>(g, u, bias, b, acc);
-    else if (two_columns) multiply<false, true>(g, u, bias, b, acc);
-    else multiply<false, false>(g, u, bias, b, acc);
+    if (two_rows && two_columns) multiply<true, true>(g, u, b, acc);
+    else if (two_rows) multiply<true, false>(g, u, b, acc);
+    else if (two_columns) multiply<false, true>(g, u, b, acc);
+    else multiply<false, false>(g, u, b, acc);
   }
 }
 
-template <int NB>
+template <int NB, Path path>
 void store_rows(const GemmArgs& g, const Finish& f, const Unit& u, const Scratch& s) {
   const Epilogue& e = f.e;
-  const int column = 16 * u.block, columns = g.n - column;
+  const int column = 16 * u.block;
+  const Columns columns(g.n0 + column, g.n - column, NB);
+  __m512i bias[NB];
+  for (int j = 0; j < NB; ++j) bias[j] = _mm512_loadu_si512(e.bias + columns.first + 16 * j);
   for (int i = 0; i < u.rows; ++i) {
     const int64_t at = g.c_offset[u.m + i];
     if (at < 0) continue;
     const uint8_t* r = e.residual ? e.residual + g.r_offset[u.m + i] + column : nullptr;
     const float* addend = e.addend ? e.addend + g.r_offset[u.m + i] + column : nullptr;
     __m512i acc[NB];
-    for (int j = 0; j < NB; ++j) acc[j] = _mm512_load_si512(s.acc[i] + 16 * j);
-    store_row<NB>(f, acc, g.n0 + column, columns, g.m0 + u.m + i, r, addend, g.c, at + column);
+    for (int j = 0; j < NB; ++j) acc[j] = _mm512_add_epi32(_mm512_load_si512(s.acc[i] + 16 * j), bias[j]);
+    store_row<NB, path>(f, acc, columns, g.m0 + u.m + i, r, addend, g.c, at + column);
   }
 }
 
-void store_unit(const GemmArgs& g, const Finish& f, const Unit& u, const Scratch& s) {
-  switch (u.width) {
-    case 4: return store_rows<4>(g, f, u, s);
-    case 3: return store_rows<3>(g, f, u, s);
-    case 2: return store_rows<2>(g, f, u, s);
-    default: return store_rows<1>(g, f, u, s);
-  }
+void store_unit(const GemmArgs& g, const Finish& f, Path path, const Unit& u, const Scratch& s) {
+  with_path(path, [&](auto p) {
+    switch (u.width) {
+      case 4: return store_rows<4, p()>(g, f, u, s);
+      case 3: return store_rows<3, p()>(g, f, u, s);
+      case 2: return store_rows<2, p()>(g, f, u, s);
+      default: return store_rows<1, p()>(g, f, u, s);
+    }
+  });
 }
 
 // Units in flight: the accumulators of the last one wait while the next is multiplied.
 class Pipeline {
  public:
-  Pipeline(const GemmArgs& g) : g_(g), finish_(*g.epilogue) {}
+  explicit Pipeline(const GemmArgs& g) : g_(g), finish_(*g.epilogue), path_(path_of(*g.epilogue)) {}
   void push(const Unit& u) {
     const int rows = u.rows;
     if (rows != configured_) {
@@ -121,19 +124,20 @@ class Pipeline {
       configured_ = rows;
     }
     multiply_unit(g_, u, scratch_[turn_]);
-    if (waiting_) store_unit(g_, finish_, last_, scratch_[turn_ ^ 1]);
+    if (waiting_) store_unit(g_, finish_, path_, last_, scratch_[turn_ ^ 1]);
     last_ = u;
     waiting_ = true;
     turn_ ^= 1;
   }
   void finish() {
-    if (waiting_) store_unit(g_, finish_, last_, scratch_[turn_ ^ 1]);
+    if (waiting_) store_unit(g_, finish_, path_, last_, scratch_[turn_ ^ 1]);
     _tile_release();
   }
 
  private:
   const GemmArgs& g_;
   Finish finish_;
+  Path path_;
   Scratch scratch_[2];
   Unit last_;
   bool waiting_ = false;

@@ -14,10 +14,11 @@ inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* p) {
 }
 
 // MR rows times NB blocks of 16 columns.
-template <int MR, int NB>
+template <int MR, int NB, Path path>
 void tile(const GemmArgs& g, const Finish& f, int m, int block) {
-  const Epilogue& e = *g.epilogue;
+  const Epilogue& e = f.e;
   const int column = 16 * block;
+  const Columns columns(g.n0 + column, g.n - column, NB);
   __m512i acc[MR][NB];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
@@ -50,22 +51,22 @@ void tile(const GemmArgs& g, const Finish& f, int m, int block) {
     if (at < 0) continue;
     const uint8_t* r = e.residual ? e.residual + g.r_offset[m + i] + column : nullptr;
     const float* addend = e.addend ? e.addend + g.r_offset[m + i] + column : nullptr;
-    store_row<NB>(f, acc[i], g.n0 + column, g.n - column, g.m0 + m + i, r, addend, g.c, at + column);
+    store_row<NB, path>(f, acc[i], columns, g.m0 + m + i, r, addend, g.c, at + column);
   }
 }
 
-template <int MR, int NB>
+template <int MR, int NB, Path path>
 void rows_of(const GemmArgs& g, const Finish& f, int block) {
   int m = 0;
-  for (; m + MR <= g.m; m += MR) tile<MR, NB>(g, f, m, block);
+  for (; m + MR <= g.m; m += MR) tile<MR, NB, path>(g, f, m, block);
   // the rest in halves, so that no more than log2(MR) small tiles remain
   if constexpr (MR > 8)
-    for (; m + 8 <= g.m; m += 8) tile<8, NB>(g, f, m, block);
+    for (; m + 8 <= g.m; m += 8) tile<8, NB, path>(g, f, m, block);
   if constexpr (MR > 4)
-    for (; m + 4 <= g.m; m += 4) tile<4, NB>(g, f, m, block);
+    for (; m + 4 <= g.m; m += 4) tile<4, NB, path>(g, f, m, block);
   if constexpr (MR > 2)
-    for (; m + 2 <= g.m; m += 2) tile<2, NB>(g, f, m, block);
-  for (; m < g.m; ++m) tile<1, NB>(g, f, m, block);
+    for (; m + 2 <= g.m; m += 2) tile<2, NB, path>(g, f, m, block);
+  for (; m < g.m; ++m) tile<1, NB, path>(g, f, m, block);
 }
 
 }  // namespace
@@ -73,31 +74,32 @@ void rows_of(const GemmArgs& g, const Finish& f, int block) {
 void gemm(const GemmArgs& g) {
   const Finish f(*g.epilogue);
   const int blocks = (g.n + 15) / 16;
-  int block = 0;
-  for (; block + 4 <= blocks; block += 4) rows_of<6, 4>(g, f, block);
-  switch (blocks - block) {
-    case 3: rows_of<8, 3>(g, f, block); break;
-    case 2: rows_of<12, 2>(g, f, block); break;
-    case 1: rows_of<14, 1>(g, f, block); break;
-    default: break;
-  }
+  with_path(path_of(*g.epilogue), [&](auto p) {
+    int block = 0;
+    for (; block + 4 <= blocks; block += 4) rows_of<6, 4, p()>(g, f, block);
+    switch (blocks - block) {
+      case 3: rows_of<8, 3, p()>(g, f, block); break;
+      case 2: rows_of<12, 2, p()>(g, f, block); break;
+      case 1: rows_of<14, 1, p()>(g, f, block); break;
+      default: break;
+    }
+  });
 }
 
 void epilogue(const EpilogueArgs& a) {
   const Finish f(*a.epilogue);
-  int n = 0;
-  for (; n + 64 <= a.n; n += 64) {
-    __m512i acc[4];
-    for (int j = 0; j < 4; ++j)
-      acc[j] = _mm512_add_epi32(_mm512_loadu_si512(a.acc + n + 16 * j), _mm512_loadu_si512(a.epilogue->bias + n + 16 * j));
-    store_row<4>(f, acc, n, 64, a.row, a.residual ? a.residual + n : nullptr, a.addend ? a.addend + n : nullptr, a.y, n);
-  }
-  for (; n < a.n; n += 16) {
-    const __m512i raw = _mm512_maskz_loadu_epi32(head16(a.n - n), a.acc + n);
-    const __m512i acc = _mm512_add_epi32(raw, _mm512_loadu_si512(a.epilogue->bias + n));
-    store_row<1>(f, &acc, n, a.n - n, a.row, a.residual ? a.residual + n : nullptr,
-                 a.addend ? a.addend + n : nullptr, a.y, n);
-  }
+  with_path(path_of(*a.epilogue), [&](auto p) {
+    for (int n = 0; n < a.n; n += 64) {
+      const Columns columns(n, a.n - n, 4);
+      __m512i acc[4];
+      for (int j = 0; j < 4; ++j) {
+        const __m512i raw = _mm512_maskz_loadu_epi32(columns.part[j], a.acc + n + 16 * j);
+        acc[j] = _mm512_add_epi32(raw, _mm512_loadu_si512(a.epilogue->bias + n + 16 * j));
+      }
+      store_row<4, p()>(f, acc, columns, a.row, a.residual ? a.residual + n : nullptr,
+                        a.addend ? a.addend + n : nullptr, a.y, n);
+    }
+  });
 }
 
 }  // namespace pw::avx512
