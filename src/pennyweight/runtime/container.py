@@ -10,8 +10,10 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -219,11 +221,21 @@ def _check_digest(view: memoryview, text: bytes, start: int, digest: str) -> Non
         )
 
 
-def digest_of(parts: Iterable[Any]) -> str:
+def digest_of(parts: Sequence[Any]) -> str:
     """SHA-256 of consecutive buffers, as 64 hexadecimal digits."""
-    import hashlib
-
-    digest = hashlib.sha256()
+    digest = _hasher(sum(len(part) for part in parts))
     for part in parts:
         digest.update(part)
-    return digest.hexdigest()
+    return str(digest.hexdigest())
+
+
+def _hasher(size: int) -> Any:
+    """A SHA-256. Loading OpenSSL takes 3 ms, in which Python's own module has hashed a megabyte."""
+    name = "hashlib"
+    if size < 1 << 20:
+        name = "_sha2" if sys.version_info >= (3, 12) else "_sha256"
+    try:
+        module: Any = import_module(name)
+    except ImportError:  # this Python was built without its own
+        module = import_module("hashlib")
+    return module.sha256()
