@@ -94,7 +94,8 @@ class IntegerEmbeddingBag(IntegerWeight):
             rows, bag = rows[chosen], bag[chosen]
         out = rows.new_zeros(offsets.shape[0], rows.shape[1])
         if self.bag_mode == "max":
-            return out.index_reduce(0, bag, rows, "amax", include_self=False)
+            places = bag.unsqueeze(-1).expand_as(rows)
+            return out.scatter_reduce(0, places, rows, "amax", include_self=False)
         total = out.index_add(0, bag, rows)
         if self.bag_mode == "sum":
             return total

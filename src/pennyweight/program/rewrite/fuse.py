@@ -19,6 +19,11 @@ def ratio(a: Any, b: Any) -> Any:
     return (np.asarray(a, F64) / np.asarray(b, F64)).astype(F32)
 
 
+def channels_at(shape: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+    """Shape of what differs along one axis of a tensor only."""
+    return tuple(size if i == axis else 1 for i, size in enumerate(shape))
+
+
 class _Fuser:
     def __init__(self, program: Program) -> None:
         self.program = replace(program, constants=dict(program.constants))
@@ -149,6 +154,10 @@ class _Fuser:
 
     def as_affine(self, op: Op) -> list[Op] | None:
         """`quantize(dequantize(q) * gain + shift)`, both constant along all axes but the last."""
+        return self.affine(op, len(self.view.types[op.inputs[0]].shape) - 1, None)
+
+    def affine(self, op: Op, axis: int, transpose: Op | None) -> list[Op] | None:
+        """One map per entry of an axis, which is the last, or which a transpose of the codes makes the last."""
         add = self.view.made_by(op.inputs[0], "binary")
         mul = None if add is None or add.attrs["fn"] != "add" else self.view.made_by(add.inputs[0], "binary")
         if add is None or mul is None or mul.attrs["fn"] != "mul":
@@ -157,8 +166,8 @@ class _Fuser:
         gain, shift = self.view.array(mul.inputs[1]), self.view.array(add.inputs[1])
         if source is None or gain is None or shift is None:
             return None
-        channels = self.view.types[op.inputs[0]].shape[-1]
-        if any(v.size != channels or v.shape[-1] != channels for v in (gain, shift)):
+        shape = self.view.types[op.inputs[0]].shape
+        if any((1,) * (len(shape) - v.ndim) + v.shape != channels_at(shape, axis) for v in (gain, shift)):
             return None
         a = op.attrs
         m = ratio(gain.astype(F64).reshape(-1) * F64(source.attrs["scale"]), F32(a["scale"]))
@@ -168,7 +177,13 @@ class _Fuser:
             add_constant(self.program, f"{mul.site}.shift", offset),
         )
         attrs = {"in_zero": source.attrs["zero"], "zero": a["zero"], "lo": a["lo"], "hi": a["hi"]}
-        return [Op("affine_q", (source.inputs[0], *names), op.outputs, attrs, mul.site)]
+        if transpose is None:
+            return [Op("affine_q", (source.inputs[0], *names), op.outputs, attrs, mul.site)]
+        turned = self.name("transpose")
+        return [
+            replace(transpose, inputs=source.inputs, outputs=(turned,)),
+            Op("affine_q", (turned, *names), transpose.outputs, attrs, mul.site),
+        ]
 
     # -- rules that start from codes and end in floats --------------------------------------------------------------
 
@@ -185,8 +200,11 @@ class _Fuser:
         return None
 
     def raised(self, op: Op) -> list[Op] | None:
-        """`transpose(pad(x))` is `pad(transpose(x))`, which a convolution can take in."""
+        """`transpose(pad(x))` is `pad(transpose(x))`, which a convolution can take in; likewise a map per channel."""
         pad, perm = self.view.made_by(op.inputs[0], "pad"), op.attrs["perm"]
+        codes = self.view.made_by(op.inputs[0], "quantize")
+        if codes is not None and self.view.uses(op.inputs[0]) == 1:
+            return self.affine(codes, perm[-1], op)
         if pad is None or self.view.uses(op.inputs[0]) > 1:
             return None
         n, inner = len(perm), self.name("transpose")
