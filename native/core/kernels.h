@@ -189,13 +189,18 @@ struct SoftmaxArgs {  // y = softmax(x), one row; in place allowed
 using SoftmaxFn = void (*)(const SoftmaxArgs&);
 
 struct ProbabilitiesArgs {  // attention: s = float(acc) * factor (+ mask), e = exp(s - max), p = rint(e * (255 / sum e))
-  const int32_t* acc;
-  const float* mask;  // or null
-  int mask_step;      // 1, or 0 where the mask is one value for the row
-  uint8_t* y;
-  float* scratch;     // [n padded to 16]
-  int n;              // keys
-  int valid;          // keys that count (causal); the rest get probability 0
+  const int32_t* acc;  // [rows][acc_row]
+  int64_t acc_row;
+  const float* mask;   // or null
+  int64_t mask_row;
+  int mask_step;       // 1, or 0 where the mask is one value for the row
+  uint8_t* y;          // [rows][y_row]
+  int64_t y_row;
+  float* scratch;      // [4][n padded to 16]
+  int rows;
+  int n;               // keys
+  int valid;           // keys that count for the first row; the rest get probability 0
+  int valid_step;      // by how many that grows from row to row (causal: 1)
   float factor;
 };
 using ProbabilitiesFn = void (*)(const ProbabilitiesArgs&);

@@ -2,12 +2,32 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "engine/steps/epilogue.h"
 
 namespace pw {
 namespace {
 
 int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+int32_t byte_sum(const uint8_t* x, int64_t n) {
+#if defined(__SSE2__)
+  __m128i sum = _mm_setzero_si128();
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    sum = _mm_add_epi64(sum, _mm_sad_epu8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i)), _mm_setzero_si128()));
+  int32_t total = _mm_cvtsi128_si32(sum) + _mm_extract_epi16(sum, 4) + (_mm_extract_epi16(sum, 5) << 16);
+  for (; i < n; ++i) total += x[i];
+  return total;
+#else
+  int32_t total = 0;
+  for (int64_t i = 0; i < n; ++i) total += x[i];
+  return total;
+#endif
+}
 
 // Bump allocation inside a step's scratch memory; also used to size it.
 struct Carve {
@@ -61,9 +81,7 @@ struct Operands {
   void multiply(const Space& s, const uint8_t* a, int64_t rows, void* c, int64_t c_stride, Epilogue e) const {
     for (int64_t i = 0; i < rows; ++i) {
       const uint8_t* row = a + i * a_stride;
-      int32_t sum = 0;
-      for (int64_t j = 0; j < k; ++j) sum += row[j];
-      s.row_sums[i] = sum;
+      s.row_sums[i] = byte_sum(row, k);
       s.x_at[i] = i * a_stride;
       s.y_at[i] = i * c_stride;
     }
@@ -160,7 +178,7 @@ struct AttentionStep : Step {
     *first = scores.carve(c);
     *second = values.carve(c);
     *acc = c.take<int32_t>(chunk * padded(s_len, 16));
-    *line = c.take<float>(padded(s_len, 16));
+    *line = c.take<float>(4 * padded(s_len, 16));
     *p = c.take<uint8_t>(chunk * padded(s_len, 64) + kSlack);
     return c.used;
   }
@@ -184,11 +202,9 @@ struct AttentionStep : Step {
       for (int64_t row = 0; row < t; row += chunk) {
         const int64_t rows = std::min(chunk, t - row);
         scores.multiply(first, queries + row * scores.a_stride, rows, acc, acc_row, Epilogue());
-        for (int64_t i = 0; i < rows; ++i) {
-          const int64_t valid = causal ? std::min(s_len, row + i + 1) : s_len;
-          scores.kernels->probabilities({acc + i * acc_row, bias ? bias + (row + i) * mask_row : nullptr, mask_step,
-                                         p + i * p_row, line, int(s_len), int(valid), factor});
-        }
+        scores.kernels->probabilities({acc, acc_row, bias ? bias + row * mask_row : nullptr, mask_row, mask_step, p,
+                                       p_row, line, int(rows), int(s_len), causal ? int(row + 1) : int(s_len),
+                                       causal ? 1 : 0, factor});
         Epilogue e = base;
         const int64_t at = y_at + row * y_row;
         if (e.residual) e.residual += at;

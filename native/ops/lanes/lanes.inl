@@ -44,12 +44,6 @@ inline I codes(V t, int32_t zero, int32_t lo, int32_t hi) {
   return integers(clip16(t, float(lo - zero), float(hi - zero))) + set1i(zero);
 }
 
-inline float total(V x) {
-  alignas(64) float lanes[16];
-  store(lanes, x);
-  return fn::lanes_total(lanes);
-}
-
 template <class F>
 inline void each(int64_t n, F body) {  // body(first, count): sixteen at a time, then the rest
   int64_t i = 0;
@@ -109,57 +103,72 @@ void minmax(const MinMaxArgs& a) {
     lo = minimum(load(a.x + i, count, *a.lo), lo);
     hi = maximum(load(a.x + i, count, *a.hi), hi);
   });
-  alignas(64) float l[16], h[16];
-  store(l, lo);
-  store(h, hi);
-  for (int i = 0; i < 16; ++i) {
-    *a.lo = fn::minimum(l[i], *a.lo);
-    *a.hi = fn::maximum(h[i], *a.hi);
-  }
+  *a.lo = -greatest(negate(lo));
+  *a.hi = greatest(hi);
 }
 
 void softmax(const SoftmaxArgs& a) {
   V best = set1(-INFINITY);
   each(a.n, [&](int64_t i, int count) { best = maximum(load(a.x + i, count, -INFINITY), best); });
-  alignas(64) float lanes[16];
-  store(lanes, best);
-  float top = lanes[0];
-  for (float v : lanes) top = fn::maximum(v, top);
+  const V top = set1(greatest(best));
   V sum = set1(0.0f);
   each(a.n, [&](int64_t i, int count) {
-    const V e = exp16(load(a.x + i, count, 0.0f) - set1(top));
+    const V e = exp16(load(a.x + i, count, -INFINITY) - top);
     store(a.y + i, count, e);
-    sum = sum + load(a.y + i, count, 0.0f);
+    sum = sum + (count == 16 ? e : load(a.y + i, count, 0.0f));
   });
   const V all = set1(total(sum));
   each(a.n, [&](int64_t i, int count) { store(a.y + i, count, load(a.y + i, count, 0.0f) / all); });
 }
 
-void probabilities(const ProbabilitiesArgs& a) {
+namespace {
+
+// R rows side by side, so that one row's sums need not be waited for.
+template <int R>
+void probabilities_of(const ProbabilitiesArgs& a, int row) {
   const V factor = set1(a.factor);
-  V best = set1(-INFINITY);
+  const int64_t line = (a.n + 15) / 16 * 16;
+  V best[R];
+  for (int r = 0; r < R; ++r) best[r] = set1(-INFINITY);
   each(a.n, [&](int64_t i, int count) {
-    V s = reals(load_i32(a.acc + i, count)) * factor;
-    if (a.mask) s = s + load_step(a.mask, i * a.mask_step, count, a.mask_step);
-    store(a.scratch + i, count, s);
-    if (i + count > a.valid)
-      for (int64_t j = i < a.valid ? a.valid : i; j < i + count; ++j) a.scratch[j] = -INFINITY;
-    best = maximum(load(a.scratch + i, count, -INFINITY), best);
+    for (int r = 0; r < R; ++r) {
+      V s = reals(load_i32(a.acc + (row + r) * a.acc_row + i, count)) * factor;
+      if (a.mask) s = s + load_step(a.mask + (row + r) * a.mask_row, i * a.mask_step, count, a.mask_step);
+      float* out = a.scratch + r * line;
+      store(out + i, s);
+      const int64_t valid = a.valid + (row + r) * int64_t(a.valid_step), end = i + 16;
+      const int64_t known = valid < i + count ? valid : i + count;  // beyond: nothing
+      if (known < end) {
+        for (int64_t j = known < i ? i : known; j < end; ++j) out[j] = -INFINITY;
+        s = load(out + i);
+      }
+      best[r] = maximum(s, best[r]);
+    }
   });
-  alignas(64) float lanes[16];
-  store(lanes, best);
-  float top = lanes[0];
-  for (float v : lanes) top = fn::maximum(v, top);
-  V sum = set1(0.0f);
+  V top[R], sum[R];
+  for (int r = 0; r < R; ++r) {
+    top[r] = set1(greatest(best[r]));
+    sum[r] = set1(0.0f);
+  }
+  for (int64_t i = 0; i < a.n; i += 16)
+    for (int r = 0; r < R; ++r) {
+      const V e = exp16(load(a.scratch + r * line + i) - top[r]);
+      store(a.scratch + r * line + i, e);
+      sum[r] = sum[r] + e;
+    }
+  for (int r = 0; r < R; ++r) sum[r] = set1(255.0f / total(sum[r]));
   each(a.n, [&](int64_t i, int count) {
-    const V e = exp16(load(a.scratch + i, count, -INFINITY) - set1(top));
-    store(a.scratch + i, count, e);
-    sum = sum + load(a.scratch + i, count, 0.0f);
+    for (int r = 0; r < R; ++r)
+      store_u8(a.y + (row + r) * a.y_row + i, count, codes(load(a.scratch + r * line + i) * sum[r], 0, 0, 255));
   });
-  const V r = set1(255.0f / total(sum));
-  each(a.n, [&](int64_t i, int count) {
-    store_u8(a.y + i, count, codes(load(a.scratch + i, count, 0.0f) * r, 0, 0, 255));
-  });
+}
+
+}  // namespace
+
+void probabilities(const ProbabilitiesArgs& a) {
+  int row = 0;
+  for (; row + 4 <= a.rows; row += 4) probabilities_of<4>(a, row);
+  for (; row < a.rows; ++row) probabilities_of<1>(a, row);
 }
 
 void layer_norm(const LayerNormArgs& a) {

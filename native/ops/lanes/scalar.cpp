@@ -90,20 +90,24 @@ void softmax(const SoftmaxArgs& a) {
 }
 
 void probabilities(const ProbabilitiesArgs& a) {
-  float best = -INFINITY;
-  for (int i = 0; i < a.n; ++i) {
-    float s = float(a.acc[i]) * a.factor;
-    if (a.mask) s = s + a.mask[i * a.mask_step];
-    a.scratch[i] = i < a.valid ? s : -INFINITY;
-    best = fn::maximum(a.scratch[i], best);
+  for (int row = 0; row < a.rows; ++row) {
+    const int32_t* acc = a.acc + row * a.acc_row;
+    const int valid = a.valid + row * a.valid_step;
+    float best = -INFINITY;
+    for (int i = 0; i < a.n; ++i) {
+      float s = float(acc[i]) * a.factor;
+      if (a.mask) s = s + a.mask[row * a.mask_row + i * a.mask_step];
+      a.scratch[i] = i < valid ? s : -INFINITY;
+      best = fn::maximum(a.scratch[i], best);
+    }
+    float lanes[16] = {};
+    for (int i = 0; i < a.n; ++i) {
+      a.scratch[i] = fn::exp(a.scratch[i] - best);
+      lanes[i % 16] = lanes[i % 16] + a.scratch[i];
+    }
+    const float r = 255.0f / fn::lanes_total(lanes);
+    for (int i = 0; i < a.n; ++i) a.y[row * a.y_row + i] = clamp_code(a.scratch[i] * r, 0, 0, 255);
   }
-  float lanes[16] = {};
-  for (int i = 0; i < a.n; ++i) {
-    a.scratch[i] = fn::exp(a.scratch[i] - best);
-    lanes[i % 16] = lanes[i % 16] + a.scratch[i];
-  }
-  const float r = 255.0f / fn::lanes_total(lanes);
-  for (int i = 0; i < a.n; ++i) a.y[i] = clamp_code(a.scratch[i] * r, 0, 0, 255);
 }
 
 void layer_norm(const LayerNormArgs& a) {

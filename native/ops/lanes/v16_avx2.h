@@ -108,6 +108,20 @@ inline V power_of_two(I n) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.a, bias), 23)),
           _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.b, bias), 23))};
 }
+// Sum of the lanes, halves added: 8, 4, 2, 1.
+inline float total(V x) {
+  const __m256 by8 = _mm256_add_ps(x.a, x.b);
+  const __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));
+  const __m128 by2 = _mm_add_ps(by4, _mm_movehl_ps(by4, by4));
+  return _mm_cvtss_f32(_mm_add_ss(by2, _mm_movehdup_ps(by2)));
+}
+inline float greatest(V x) {
+  const __m256 by8 = _mm256_max_ps(x.a, x.b);
+  const __m128 by4 = _mm_max_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));
+  const __m128 by2 = _mm_max_ps(by4, _mm_movehl_ps(by4, by4));
+  return _mm_cvtss_f32(_mm_max_ss(by2, _mm_movehdup_ps(by2)));
+}
+
 // One fused step: only for float products, whose sums have no order to keep.
 inline V fused(V x, V y, V z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 inline V codes8(const uint8_t* p) { return reals(load_i8(reinterpret_cast<const int8_t*>(p), 16)); }
