@@ -127,3 +127,44 @@ def zoo_inputs() -> dict:
     """Inputs of the zoo for other sizes than its example's."""
     rng = np.random.default_rng(5)
     return {"x": rng.standard_normal((3, 3, 4, 4), dtype=np.float32), "ids": rng.integers(0, 6, 4)}
+
+
+def tiny_cnn():
+    """A residual CNN of 28 k multiply-adds with batch norm, the shape of what people bring."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    class Tiny(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(8)
+            self.depth = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.head = nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = F.relu(self.norm(self.stem(x)))
+            x = F.relu6(x + self.depth(x))
+            return self.head(F.adaptive_avg_pool2d(F.max_pool2d(x, 2), 1).flatten(1))
+
+    torch.manual_seed(0)
+    model = Tiny()
+    with torch.no_grad():
+        model.norm.running_mean.normal_()
+        model.norm.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture
+def cnn():
+    """An untrained tiny CNN; see `tiny_cnn`."""
+    return tiny_cnn()
+
+
+@pytest.fixture
+def pictures():
+    """Four batches of two inputs for it."""
+    import torch
+
+    return list(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)).split(2))

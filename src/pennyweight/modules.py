@@ -107,11 +107,15 @@ def load_module(model: nn.Module, path: str | os.PathLike[str], example: Any) ->
     container = read_container(path)
     where = container.path
     version = container.metadata.get(MODULE_KEY)
-    if version != VERSION or RECIPE_KEY not in container.metadata:
+    if version != VERSION:
         what = (
-            f"module version {version[:40]!r} is unknown" if version else "the file holds no converted module"
+            "the file holds no converted module"
+            if version is None
+            else f"module version {version[:40]!r} is unknown"
         )
         raise FormatError(what, site=where, hint="Write it with pw.save(model, 'name.safetensors').")
+    if RECIPE_KEY not in container.metadata:
+        raise FormatError("the file holds no recipe", site=where)
     try:
         meta = loads(container.metadata.get(META_KEY, "{}"), "meta")
         aliases, log = _meta(meta)

@@ -6,6 +6,7 @@ any other model. Parameters are shared, not copied.
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -34,8 +35,8 @@ _SIGNATURES: dict[str, tuple[tuple[str, Any], ...]] = {
 }  # fmt: skip
 
 
-def modularize(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A plain graph module with its layers back; the one given is changed too.
+def modularize(graph_module: fx.GraphModule) -> Layered:
+    """A plain module with the graph's layers; the graph module given is used up.
 
     Nodes whose weight is computed, or that normalise by the batch's own statistics, stay functions. The exporter's
     checks of its example's sizes are dropped.
@@ -60,9 +61,29 @@ def modularize(graph_module: fx.GraphModule) -> fx.GraphModule:
     for node in reversed(list(graph.nodes)):
         if (node.op == "get_attr" or node.target == "_guards_fn") and not node.users:
             graph.erase_node(node)
-    plain = fx.GraphModule(graph_module, graph)
-    plain.training = False
-    return plain
+    return Layered(graph_module).eval()
+
+
+class Layered(nn.Module):
+    """A graph's modules, called as the graph says, in a plain module.
+
+    Unlike an `fx.GraphModule` it is called like any other: hooks run everywhere, under `torch.export` too, which is
+    where function calls are quantized. It can be copied but not pickled: its code was made, not written.
+
+    Attributes:
+        code: what `forward` does, to be read.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__()
+        plain = fx.GraphModule(graph_module, graph_module.graph)
+        for table in ("_parameters", "_buffers", "_modules"):
+            getattr(self, table).update(getattr(plain, table))
+        for name in ("_in_spec", "_out_spec"):  # how the generated code takes its arguments apart
+            if name in vars(plain):
+                vars(self)[name] = vars(plain)[name]
+        self.code: str = plain.code
+        self.forward = MethodType(type(plain).forward, self)  # copied with the module, as bound methods are
 
 
 def _name(target: Any) -> str:
