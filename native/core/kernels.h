@@ -52,6 +52,7 @@ struct GemmArgs {
   const int64_t* seg_offset = nullptr;
   int seg_len = 0;                 // bytes of K in a segment
   int seg_pad = 0;                 // the same, padded to k_align
+  bool dense = false;              // the weights hold the segments side by side, padded once (tiles: rows are gathered)
   const int8_t* b = nullptr;       // first column block of this call
   int64_t b_block = 0;             // bytes from one column block to the next
   int n = 0;                       // columns of this call
@@ -72,8 +73,9 @@ using GemmFn = void (*)(const GemmArgs&);
 struct DepthwiseArgs {
   const uint8_t* x = nullptr;      // first input row of this result row, first column, first channel
   int64_t x_row = 0;               // bytes between input rows
-  int64_t x_pixel = 0;             // bytes between input columns
-  int kernel_h = 0, kernel_w = 0, stride_w = 1, dilation_h = 1, dilation_w = 1;
+  int64_t x_pixel = 0;             // bytes between the input columns of a window
+  int64_t result_pixel = 0;        // bytes between the first input columns of neighbouring results
+  int kernel_h = 0, kernel_w = 0, dilation_h = 1, dilation_w = 1;
   const int8_t* w = nullptr;
   int channels = 0;
   int width = 0;                   // result columns

@@ -116,7 +116,16 @@ PW_INLINE void store_row(const Finish& f, const __m512i* raw, const Columns& col
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     __m512i bytes = _mm512_permutexvar_epi32(order, f.bytes(q[0], q[1], q[2], q[3]));
     if (path == kTable || (path == kGeneral && e.lut)) bytes = Lut(e.lut)(bytes);
-    _mm512_mask_storeu_epi8(static_cast<uint8_t*>(c) + at, columns.bytes, bytes);
+    uint8_t* y = static_cast<uint8_t*>(c) + at;
+    if (columns.count < 16 * NB) {
+      _mm512_mask_storeu_epi8(y, columns.bytes, bytes);
+    } else if (NB == 4) {  // masked stores are slow
+      _mm512_storeu_si512(y, bytes);
+    } else {
+      if (NB == 1) _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm512_castsi512_si128(bytes));
+      if (NB >= 2) _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_castsi512_si256(bytes));
+      if (NB == 3) _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 32), _mm512_extracti32x4_epi32(bytes, 2));
+    }
     return;
   }
   for (int j = 0; j < NB; ++j) {

@@ -92,6 +92,7 @@ struct GemmStep : Step {
   int64_t y_base = 0;              // columns of the group
   std::vector<int64_t> segments;
   int seg_len, seg_pad;
+  bool dense = false;
   int64_t n;                       // columns
   int64_t b_base = 0;              // bytes into the packed weights
   bool flat = false;               // rows run over the padding on the right too; those results are not stored
@@ -109,6 +110,7 @@ struct GemmStep : Step {
     g.seg_offset = segments.data();
     g.seg_len = seg_len;
     g.seg_pad = seg_pad;
+    g.dense = dense;
     g.b = packed->codes.as<int8_t>() + b_base + n0 / 16 * packed->block;
     g.b_block = packed->block;
     g.n = int(n1 - n0);
@@ -224,6 +226,15 @@ std::string layout_key(int constant, const char* what, std::initializer_list<int
   return key;
 }
 
+// Depthwise filters of few channels: neighbouring pixels stand in for further channels, `pixels` of them at a time.
+int64_t pixels_together(const Geometry& g, const Steps4& xs, const Steps4& ys) {
+  const bool packed_pixels = xs.axis[2] == g.in_channels && ys.axis[2] == g.in_channels;
+  if (!packed_pixels || g.stride[2] != 1 || g.dilation[2] != 1 || g.in_channels > 32 || 64 % g.in_channels) return 1;
+  int64_t n = 64 / g.in_channels;
+  while (n > 1 && g.out[2] % n) n /= 2;
+  return n;
+}
+
 struct DepthwiseStep : Step {
   DepthwiseFn fn;
   std::shared_ptr<const Packed> packed;
@@ -231,7 +242,7 @@ struct DepthwiseStep : Step {
   int x;
   Geometry g;
   Steps4 xs, ys, rs;
-  int64_t x_base, rows_per_task;
+  int64_t x_base, rows_per_task, pixels = 1;
 
   void run(const Run& r, int task, int) const override {
     const Epilogue e = tail.at(r);
@@ -241,14 +252,14 @@ struct DepthwiseStep : Step {
     d.x_pixel = xs.axis[2];
     d.kernel_h = int(g.kernel[1]);
     d.kernel_w = int(g.kernel[2]);
-    d.stride_w = int(g.stride[2]);
     d.dilation_h = int(g.dilation[1]);
     d.dilation_w = int(g.dilation[2]);
     d.w = packed->codes.as<int8_t>();
-    d.channels = int(g.in_channels);
-    d.width = int(g.out[2]);
-    d.y_pixel = ys.axis[2];
-    d.r_pixel = rs.axis[2];
+    d.channels = int(g.in_channels * pixels);
+    d.width = int(g.out[2] / pixels);
+    d.result_pixel = xs.axis[2] * g.stride[2] * pixels;
+    d.y_pixel = ys.axis[2] * pixels;
+    d.r_pixel = rs.axis[2] * pixels;
     d.epilogue = &e;
     const int64_t rows = g.batch * g.out[1];
     for (int64_t row = task * rows_per_task; row < std::min(rows, (task + 1) * rows_per_task); ++row) {
@@ -261,8 +272,9 @@ struct DepthwiseStep : Step {
   }
 };
 
-Packed pack_depthwise(const int8_t* w, const Geometry& g) {
-  const int64_t quads = (g.kernel[1] + 3) / 4, blocks = (g.in_channels + 63) / 64;
+Packed pack_depthwise(const int8_t* w, const Geometry& g, int64_t pixels) {
+  const int64_t channels = g.in_channels * pixels;
+  const int64_t quads = (g.kernel[1] + 3) / 4, blocks = (channels + 63) / 64;
   const int64_t kernel = g.kernel[1] * g.kernel[2];
   Packed p;
   p.block = quads * g.kernel[2] * 256;
@@ -270,11 +282,12 @@ Packed pack_depthwise(const int8_t* w, const Geometry& g) {
   p.colsum.assign(size_t(blocks * 64), 0);
   int8_t* out = p.codes.as<int8_t>();
   std::memset(out, 0, size_t(blocks * p.block));
-  for (int64_t c = 0; c < g.in_channels; ++c) {
+  for (int64_t c = 0; c < channels; ++c) {
     const int place = depthwise_place(int(c));
+    const int8_t* filter = w + c % g.in_channels * kernel;
     for (int64_t ky = 0; ky < g.kernel[1]; ++ky)
       for (int64_t kx = 0; kx < g.kernel[2]; ++kx) {
-        const int8_t v = w[c * kernel + ky * g.kernel[2] + kx];
+        const int8_t v = filter[ky * g.kernel[2] + kx];
         out[c / 64 * p.block + (ky / 4 * g.kernel[2] + kx) * 256 + place % 64 * 4 + ky % 4] = v;
         p.colsum[size_t(c)] += v;
       }
@@ -283,10 +296,10 @@ Packed pack_depthwise(const int8_t* w, const Geometry& g) {
 }
 
 template <class T>
-std::vector<T> in_depthwise_order(const std::vector<T>& v, int64_t channels) {
+std::vector<T> in_depthwise_order(const std::vector<T>& v, int64_t channels, int64_t pixels) {
   if (v.empty()) return v;
-  std::vector<T> out(size_t((channels + 63) / 64 * 64), T(0));
-  for (int64_t c = 0; c < channels; ++c) out[size_t(depthwise_place(int(c)))] = v[size_t(c)];
+  std::vector<T> out(size_t((channels * pixels + 63) / 64 * 64), T(0));
+  for (int64_t c = 0; c < channels * pixels; ++c) out[size_t(depthwise_place(int(c)))] = v[size_t(c % channels)];
   return out;
 }
 
@@ -295,21 +308,25 @@ void build_depthwise(Builder& b, const OpNode& op, Tail tail, const Geometry& g,
   auto step = std::make_unique<DepthwiseStep>();
   const int weights = plan.values[op.in[1]].index;
   const int8_t* w = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
-  step->packed = plan.model->packed(layout_key(weights, ":depthwise", {}), [&] { return pack_depthwise(w, g); });
+  const Steps4 xs = steps_of(plan.values[x]), ys = steps_of(plan.values[tail.result]);
+  const Steps4 rs = tail.residual >= 0 ? steps_of(plan.values[tail.residual]) : ys;
+  const int64_t pixels = rs.axis[2] == ys.axis[2] ? pixels_together(g, xs, ys) : 1;
+  step->packed = plan.model->packed(layout_key(weights, ":depthwise", {pixels}), [&] { return pack_depthwise(w, g, pixels); });
   fold_zero(plan, tail, op, step->packed->colsum, g.in_channels, g.kernel[1] * g.kernel[2]);
-  tail.bias = in_depthwise_order(tail.bias, g.in_channels);
-  tail.multiplier = in_depthwise_order(tail.multiplier, g.in_channels);
-  tail.bias_f32 = in_depthwise_order(tail.bias_f32, g.in_channels);
-  tail.colsum = in_depthwise_order(tail.colsum, g.in_channels);
+  tail.bias = in_depthwise_order(tail.bias, g.in_channels, pixels);
+  tail.multiplier = in_depthwise_order(tail.multiplier, g.in_channels, pixels);
+  tail.bias_f32 = in_depthwise_order(tail.bias_f32, g.in_channels, pixels);
+  tail.colsum = in_depthwise_order(tail.colsum, g.in_channels, pixels);
   step->tail = std::move(tail);
   step->tail.finish();
   step->fn = plan.kernels->depthwise;
   step->kernel = plan.kernels->row[k_depthwise]->symbol;
   step->x = x;
   step->g = g;
-  step->xs = steps_of(plan.values[x]);
-  step->ys = steps_of(plan.values[step->tail.result]);
-  step->rs = step->tail.residual >= 0 ? steps_of(plan.values[step->tail.residual]) : Steps4{};
+  step->xs = xs;
+  step->ys = ys;
+  step->rs = rs;
+  step->pixels = pixels;
   step->x_base = -(g.begin[1] * step->xs.axis[1] + g.begin[2] * step->xs.axis[2]);
   describe(*step, plan, step->tail, op, x);
   step->macs = g.rows() * g.in_channels * g.kernel[1] * g.kernel[2];
@@ -365,6 +382,9 @@ void build_conv(Builder& b, int number) {
         w_segments.push_back((kd * g.kernel[1] + ky) * g.kernel[2] + kx);
       }
   const int64_t seg_len = (joined ? g.kernel[2] : 1) * channels;
+  // tiles load rows at one distance: where strides forbid that, rows are gathered, and their segments joined
+  const bool strided = g.stride[1] != 1 || g.stride[2] != 1 || g.stride[0] != 1;
+  const bool dense = plan.kernels->isa == kAmx && strided && kernel > 1 && seg_len < 64;
   const int weights = plan.values[op.in[1]].index;
   const int8_t* w = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
   // the weight [O, C, *kernel] with the taps outside of the channels, as rows are read
@@ -379,11 +399,12 @@ void build_conv(Builder& b, int number) {
   std::vector<int32_t> all_sums(size_t((g.out_channels + 63) / 64 * 64), 0);
   std::vector<std::shared_ptr<const Packed>> packed;
   for (int64_t group = 0; group < g.groups; ++group) {
-    const std::string key = layout_key(weights, ":conv", {group, int64_t(joined), plan.k_align()});
+    const std::string key = layout_key(weights, ":conv", {group, int64_t(joined), int64_t(dense), plan.k_align()});
     packed.push_back(plan.model->packed(key, [&] {
       const std::vector<int8_t> t = tap_major();
-      return pack_weights(t.data() + group * columns * kernel * channels, columns, w_segments, seg_len, 1,
-                          kernel * channels, plan.k_align());
+      const int8_t* from = t.data() + group * columns * kernel * channels;
+      if (dense) return pack_weights(from, columns, {0}, kernel * channels, 1, kernel * channels, plan.k_align());
+      return pack_weights(from, columns, w_segments, seg_len, 1, kernel * channels, plan.k_align());
     }));
     for (int64_t i = 0; i < columns; ++i) all_sums[size_t(group * columns + i)] = packed.back()->colsum[size_t(i)];
   }
@@ -398,7 +419,9 @@ void build_conv(Builder& b, int number) {
     step->x = x;
     step->segments = x_segments;
     step->seg_len = int(seg_len);
-    step->seg_pad = int((seg_len + plan.k_align() - 1) / plan.k_align() * plan.k_align());
+    step->dense = dense;
+    const int64_t padded_len = dense ? kernel * channels : seg_len;
+    step->seg_pad = int((padded_len + plan.k_align() - 1) / plan.k_align() * plan.k_align());
     step->n = columns;
     step->count[0] = g.batch;
     step->x_step[0] = xs.image;

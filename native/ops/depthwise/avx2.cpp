@@ -25,8 +25,8 @@ void result(const DepthwiseArgs& d, const int8_t* w, int channel, int x) {
       __m256i r[4];
       for (int i = 0; i < 4; ++i) {
         const int ky = 4 * quad + i < d.kernel_h ? 4 * quad + i : d.kernel_h - 1;
-        const int64_t column = int64_t(x) * d.stride_w + kx * d.dilation_w;
-        r[i] = load32(d.x + ky * d.dilation_h * d.x_row + column * d.x_pixel + channel, count);
+        const int64_t column = x * d.result_pixel + kx * d.dilation_w * d.x_pixel;
+        r[i] = load32(d.x + ky * d.dilation_h * d.x_row + column + channel, count);
       }
       const __m256i lo01 = _mm256_unpacklo_epi8(r[0], r[1]), hi01 = _mm256_unpackhi_epi8(r[0], r[1]);
       const __m256i lo23 = _mm256_unpacklo_epi8(r[2], r[3]), hi23 = _mm256_unpackhi_epi8(r[2], r[3]);

@@ -94,7 +94,7 @@ inline void results(const DepthwiseArgs& d, const Finish& f, const int8_t* w, in
     Block<Full> block{{}, mask};
     for (int i = 0; i < 4; ++i) {
       const int ky = 4 * quad + i < d.kernel_h ? 4 * quad + i : d.kernel_h - 1;  // its weights are zero beyond
-      block.rows[i] = d.x + ky * d.dilation_h * d.x_row + int64_t(x) * S * d.x_pixel + channel;
+      block.rows[i] = d.x + ky * d.dilation_h * d.x_row + x * d.result_pixel + channel;
     }
 #pragma GCC unroll 16
     for (int column = 0; column < (XB - 1) * S + KW; ++column) {
@@ -120,7 +120,7 @@ void any(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, 
     Block<false> block{{}, mask};
     for (int i = 0; i < 4; ++i) {
       const int ky = 4 * quad + i < d.kernel_h ? 4 * quad + i : d.kernel_h - 1;
-      block.rows[i] = d.x + ky * d.dilation_h * d.x_row + int64_t(x) * d.stride_w * d.x_pixel + channel;
+      block.rows[i] = d.x + ky * d.dilation_h * d.x_row + x * d.result_pixel + channel;
     }
     for (int kx = 0; kx < d.kernel_w; ++kx) {
       const Column c = block.at(int64_t(kx) * d.dilation_w * d.x_pixel);
@@ -155,10 +155,12 @@ void depthwise(const DepthwiseArgs& d) {
     const int left = d.channels - channel;
     const __mmask64 mask = head64(left);
     const int8_t* w = d.w + channel / 64 * w_block;
-    const int shape = d.dilation_w == 1 ? d.kernel_w * 10 + d.stride_w : 0;
+    const bool whole = d.dilation_w == 1 && d.x_pixel > 0 && d.result_pixel % d.x_pixel == 0;
+    const int64_t shape = whole ? d.kernel_w * 10 + d.result_pixel / d.x_pixel : 0;
     switch (shape) {
       case 31: choose<3, 1>(d, f, w, channel, mask); break;
       case 32: choose<3, 2>(d, f, w, channel, mask); break;
+      case 34: choose<3, 4>(d, f, w, channel, mask); break;
       case 51: choose<5, 1>(d, f, w, channel, mask); break;
       case 52: choose<5, 2>(d, f, w, channel, mask); break;
       case 71: choose<7, 1>(d, f, w, channel, mask); break;

@@ -12,7 +12,7 @@ void depthwise(const DepthwiseArgs& d) {
       int32_t acc = 0;
       for (int ky = 0; ky < d.kernel_h; ++ky)
         for (int kx = 0; kx < d.kernel_w; ++kx) {
-          const uint8_t v = d.x[ky * d.dilation_h * d.x_row + (x * d.stride_w + kx * d.dilation_w) * d.x_pixel + c];
+          const uint8_t v = d.x[ky * d.dilation_h * d.x_row + x * d.result_pixel + kx * d.dilation_w * d.x_pixel + c];
           const int64_t block = (int64_t(c / 64) * quads + ky / 4) * d.kernel_w + kx;
           acc += int32_t(v) * int32_t(d.w[block * 256 + (place % 64) * 4 + ky % 4]);
         }

@@ -14,13 +14,13 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Tiles 0 1 / 2 3: accumulators [row half][column half]; 4 5: activations; 6 7: weights.
-void configure(int rows0, int rows1) {
+// Tiles 0 1 / 2 3: accumulators [row half][column half]; 4 5: activations; 6 7: weights. k: bytes of a step, up to 64.
+void configure(int rows0, int rows1, int k) {
   TileConfig c;
-  const int rows[8] = {rows0, rows0, rows1, rows1, rows0, rows1, 16, 16};
+  const int rows[8] = {rows0, rows0, rows1, rows1, rows0, rows1, k / 4, k / 4};
   for (int i = 0; i < 8; ++i) {
     c.rows[i] = uint8_t(rows[i] ? rows[i] : 1);
-    c.colsb[i] = 64;
+    c.colsb[i] = uint16_t(i == 4 || i == 5 ? k : 64);
   }
   _tile_loadconfig(&c);
 }
@@ -47,7 +47,8 @@ PW_INLINE void multiply(const GemmArgs& g, const Unit& u, const int8_t* b, int32
   if (TwoColumns) _tile_zero(1);
   if (TwoRows) _tile_zero(2);
   if (TwoRows && TwoColumns) _tile_zero(3);
-  for (int seg = 0; seg < g.segments; ++seg) {
+  const int segments = g.dense ? 1 : g.segments;
+  for (int seg = 0; seg < segments; ++seg) {
     const int64_t off = u.gathered ? int64_t(seg) * g.seg_pad : g.seg_offset[seg];
     for (int k = 0; k < g.seg_pad; k += 64) {
       _tile_loadd(6, b, 64);
@@ -116,11 +117,15 @@ void store_unit(const GemmArgs& g, const Finish& f, Path path, const Unit& u, co
 // Units in flight: the accumulators of the last one wait while the next is multiplied.
 class Pipeline {
  public:
-  explicit Pipeline(const GemmArgs& g) : g_(g), finish_(*g.epilogue), path_(path_of(*g.epilogue)) {}
+  explicit Pipeline(const GemmArgs& g) : g_(g), finish_(*g.epilogue), path_(path_of(*g.epilogue)) {
+    // a product of few steps need not load what is padding
+    const int k = g.dense ? g.segments * g.seg_len : g.seg_len;
+    step_ = k < 64 ? (k + 3) / 4 * 4 : 64;
+  }
   void push(const Unit& u) {
     const int rows = u.rows;
     if (rows != configured_) {
-      configure(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 0);
+      configure(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 0, step_);
       configured_ = rows;
     }
     multiply_unit(g_, u, scratch_[turn_]);
@@ -141,7 +146,7 @@ class Pipeline {
   Scratch scratch_[2];
   Unit last_;
   bool waiting_ = false;
-  int turn_ = 0, configured_ = -1;
+  int turn_ = 0, configured_ = -1, step_ = 64;
 };
 
 bool evenly_spaced(const GemmArgs& g, int m, int rows) {
@@ -154,14 +159,20 @@ Rows rows_at(const GemmArgs& g, int m, int rows) {
   return {g.a + g.row_offset[m], rows > 1 ? g.row_offset[m + 1] - g.row_offset[m] : 64};
 }
 
-// Copies rows that are not evenly spaced side by side; result [rows][segments * seg_pad].
+// Copies rows side by side; result [rows][segments * seg_pad], or all segments without gaps where g.dense.
 Rows gather(const GemmArgs& g, int m, int rows, uint8_t* to) {
-  const int64_t width = int64_t(g.segments) * g.seg_pad;
+  const int64_t width = g.dense ? g.seg_pad : int64_t(g.segments) * g.seg_pad;
+  const int64_t step = g.dense ? g.seg_len : g.seg_pad;
   for (int i = 0; i < rows; ++i)
     for (int s = 0; s < g.segments; ++s) {
       const uint8_t* from = g.a + g.row_offset[m + i] + g.seg_offset[s];
-      uint8_t* at = to + i * width + int64_t(s) * g.seg_pad;
-      for (int k = 0; k < g.seg_pad; k += 64) _mm512_storeu_si512(at + k, _mm512_loadu_si512(from + k));
+      uint8_t* at = to + i * width + s * step;
+      // whole vectors: what is written too far is written again by the next segment or row
+      if (step <= 32) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+      } else {
+        for (int k = 0; k < step; k += 64) _mm512_storeu_si512(at + k, _mm512_loadu_si512(from + k));
+      }
     }
   return {to, width};
 }
@@ -184,12 +195,13 @@ struct GatherBuffer {  // of one thread, kept between calls
 
 void gemm(const GemmArgs& g) {
   const int blocks = (g.n + 15) / 16, full = g.m / 32 * 32;
-  bool even = true;
+  const int units = (blocks + 3) / 4, most = units ? (blocks + units - 1) / units : 1;  // blocks of a unit, evened out
+  bool even = !g.dense;
   for (int m = 0; m < g.m && even; m += 16) even = evenly_spaced(g, m, g.m - m < 16 ? g.m - m : 16);
   Pipeline pipeline(g);
   const auto unit = [&](int m, int block, bool gathered, Rows all) {
     const int rows = g.m - m < 32 ? g.m - m : 32;
-    const int width = blocks - block < 4 ? blocks - block : 4;
+    const int width = blocks - block < most ? blocks - block : most;
     Unit u{m, rows, block, width, all, {all.base + 16 * all.stride, all.stride}, gathered};
     if (!gathered) {
       u.top = rows_at(g, m, rows < 16 ? rows : 16);
@@ -199,16 +211,22 @@ void gemm(const GemmArgs& g) {
   };
   if (even) {
     // the weights of a unit stay in the first cache while the rows pass; odd rows last, for their own tile shape
-    for (int block = 0; block < blocks; block += 4)
+    for (int block = 0; block < blocks; block += most)
       for (int m = 0; m < full; m += 32) unit(m, block, false, {});
     if (full < g.m)
-      for (int block = 0; block < blocks; block += 4) unit(full, block, false, {});
+      for (int block = 0; block < blocks; block += most) unit(full, block, false, {});
   } else {
+    // rows are gathered one unit ahead: tiles cannot be loaded from stores that are still under way
     static thread_local GatherBuffer buffer;
-    uint8_t* to = buffer.of(32 * int64_t(g.segments) * g.seg_pad);
-    for (int m = 0; m < g.m; m += 32) {
-      const Rows all = gather(g, m, g.m - m < 32 ? g.m - m : 32, to);
-      for (int block = 0; block < blocks; block += 4) unit(m, block, true, all);
+    const int64_t size = 32 * (g.dense ? g.seg_pad : int64_t(g.segments) * g.seg_pad) + 64;
+    uint8_t* halves[2] = {buffer.of(2 * size), nullptr};
+    halves[1] = halves[0] + size;
+    const auto rows_of = [&](int m) { return g.m - m < 32 ? g.m - m : 32; };
+    Rows next = g.m > 0 ? gather(g, 0, rows_of(0), halves[0]) : Rows{};
+    for (int m = 0, turn = 1; m < g.m; m += 32, turn ^= 1) {
+      const Rows all = next;
+      if (m + 32 < g.m) next = gather(g, m + 32, rows_of(m + 32), halves[turn]);
+      for (int block = 0; block < blocks; block += most) unit(m, block, true, all);
     }
   }
   pipeline.finish();

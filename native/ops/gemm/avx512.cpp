@@ -75,13 +75,17 @@ void gemm(const GemmArgs& g) {
   const Finish f(*g.epilogue);
   const int blocks = (g.n + 15) / 16;
   with_path(path_of(*g.epilogue), [&](auto p) {
-    int block = 0;
-    for (; block + 4 <= blocks; block += 4) rows_of<6, 4, p()>(g, f, block);
-    switch (blocks - block) {
-      case 3: rows_of<8, 3, p()>(g, f, block); break;
-      case 2: rows_of<12, 2, p()>(g, f, block); break;
-      case 1: rows_of<14, 1, p()>(g, f, block); break;
-      default: break;
+    // columns in pieces of up to four blocks, evened out
+    const int pieces = (blocks + 3) / 4;
+    for (int i = 0, block = 0; i < pieces; ++i) {
+      const int width = (blocks - block + pieces - i - 1) / (pieces - i);
+      switch (width) {
+        case 4: rows_of<6, 4, p()>(g, f, block); break;
+        case 3: rows_of<8, 3, p()>(g, f, block); break;
+        case 2: rows_of<12, 2, p()>(g, f, block); break;
+        default: rows_of<14, 1, p()>(g, f, block); break;
+      }
+      block += width;
     }
   });
 }
