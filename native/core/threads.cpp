@@ -62,7 +62,7 @@ void Pool::parallel(int tasks, Function fn, void* context) {
   int spins = 0;
   while (left_.load(std::memory_order_acquire) > 0) {
     pause();
-    if (++spins > 20000) {  // the other thread lost its core: let it have this one
+    if (++spins > 4000) {  // the other thread lost its core: let it have this one
       std::this_thread::yield();
       spins = 0;
     }
