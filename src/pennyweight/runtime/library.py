@@ -124,13 +124,16 @@ def load() -> Any:
         library = c.CDLL(str(path))
     except OSError as error:
         raise KernelError(f"libpennyweight cannot be loaded: {error}", site=str(path)) from error
-    for name, (result, arguments) in _PROTOTYPES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    if library.pw_abi_version() != ABI:
+    try:
+        version = library.pw_abi_version()
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except AttributeError as error:
+        raise KernelError(f"this is no libpennyweight of this package: {error}", site=str(path)) from error
+    if version != ABI:
         raise KernelError(
-            f"libpennyweight has version {library.pw_abi_version()} of its interface, this package wants {ABI}",
-            site=str(path),
+            f"libpennyweight has version {version} of its interface, this package wants {ABI}", site=str(path)
         )
     return library
 
@@ -159,7 +162,7 @@ def default_isa() -> str:
     Raises:
         KernelError: if `PENNYWEIGHT_ISA` names one that is unknown or not supported here.
     """
-    isa = load().pw_isa_default()
+    isa: int = load().pw_isa_default()
     if isa < 0:
         raise KernelError(
             f"PENNYWEIGHT_ISA={os.environ.get('PENNYWEIGHT_ISA')!r} is unknown or not supported here",

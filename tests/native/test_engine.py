@@ -1,0 +1,119 @@
+"""The engine against the interpreter: bit for bit, on every instruction set of this machine, with one thread and two."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import programs
+
+from pennyweight.program.interpret import interpret
+from pennyweight.program.ops import definitions
+from pennyweight.program.verify import verify
+from pennyweight.runtime import library
+from pennyweight.runtime.engine import Engine
+
+ISAS = library.supported_isas()
+CASES = {c.name: (c, p) for family in programs.EXACT for c, p in family()}
+INEXACT = {c.name: (c, p) for c, p in programs.inexact()}
+seen_kernels: set[str] = set()
+
+
+def run(program, inputs, isa, threads):
+    engine = Engine(program, threads=threads, isa=isa)
+    result = engine.run(inputs)
+    seen_kernels.update(
+        step["kernel"] for step in engine.plan({n: a.shape for n, a in inputs.items()}).steps()
+    )
+    again = engine.run(inputs)
+    for name, value in result.items():
+        assert np.array_equal(value.view(np.uint8), again[name].view(np.uint8)), (
+            f"{name}: a second run differs"
+        )
+    return result
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exact(name):
+    case, program = CASES[name]
+    verify(program)
+    assert all(
+        definitions[op.kind].exact or op.attrs.get("fn") in ("sum", "max", "min", "prod")
+        for op in program.ops
+    )
+    with np.errstate(all="ignore"):
+        want = interpret(program, case.inputs)
+    for isa in ISAS:
+        for threads in (1, 2):
+            got = run(program, case.inputs, isa, threads)
+            for key, value in want.items():
+                assert got[key].dtype == value.dtype and got[key].shape == value.shape, (key, isa)
+                same = (got[key] == value) | ((got[key] != got[key]) & (value != value))
+                wrong = np.argwhere(~np.atleast_1d(same))
+                assert len(wrong) == 0, (
+                    f"{isa} x{threads}: {key} differs at {wrong[:3].tolist()} of {len(wrong)}"
+                )
+
+
+@pytest.mark.parametrize("name", INEXACT)
+def test_close(name):
+    case, program = INEXACT[name]
+    verify(program)
+    want = interpret(program, case.inputs)
+    for isa in ISAS:
+        got = run(program, case.inputs, isa, 2)
+        for key, value in want.items():
+            np.testing.assert_allclose(
+                got[key],
+                value,
+                rtol=2e-5,
+                atol=2e-5 * max(1.0, float(np.abs(value).max())),
+                err_msg=f"{key} {isa}",
+            )
+
+
+def test_every_op_has_a_case():
+    reached = {op.kind for _, program in [*CASES.values(), *INEXACT.values()] for op in program.ops}
+    assert reached == set(definitions)
+
+
+def test_every_kernel_runs():
+    """Each row of the kernel table that this machine supports is picked by some case at some forced instruction set."""
+    if not seen_kernels:
+        pytest.skip("runs with the tests above")
+    # kernels that work inside the step of another one are seen by what they are part of
+    inner = {
+        "epilogue",
+        "minmax",
+        "probabilities",
+        "lstm",
+        "gru",
+        "pack",
+        "interleave",
+        "decode",
+        "max_pool_f32",
+        "add_f32",
+    }
+    for op, isa, symbol in library.kernels():
+        best = max(
+            (i for o, i, _ in library.kernels() if o == op and i in ISAS), key=ISAS.index, default=None
+        )
+        if isa in ISAS and op not in inner and best is not None:
+            assert symbol in seen_kernels, f"no case runs {symbol}"
+
+
+def test_symbols_bind_to_any_batch():
+    case, program = programs.linear_case(6, 24, 40)
+    program.inputs["x0"] = type(program.inputs["x0"])("u8", ("batch", 40))
+    program.symbols["batch"] = 6
+    verify(program)
+    engine = Engine(program)
+    for rows in (1, 6, 13):
+        x = np.resize(case.inputs["x0"], (rows, 40))
+        assert np.array_equal(
+            engine.run({"x0": x})[program.outputs[0]], interpret(program, {"x0": x})[program.outputs[0]]
+        )

@@ -1,0 +1,65 @@
+"""One engine, many Python threads."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import programs
+
+from pennyweight.errors import InputError, KernelError
+from pennyweight.program.interpret import interpret
+from pennyweight.runtime import library
+from pennyweight.runtime.engine import Engine
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_runs_from_many_threads(threads):
+    case, program = next(programs.chains())
+    engine = Engine(program, threads=threads)
+    want = interpret(program, case.inputs)
+    wrong = []
+
+    def work():
+        for _ in range(20):
+            got = engine.run(case.inputs)
+            wrong.extend(k for k in want if not np.array_equal(got[k], want[k]))
+
+    workers = [threading.Thread(target=work) for _ in range(6)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert not wrong
+
+
+def test_an_index_out_of_range_is_an_error():
+    case = programs.Case("out of range")
+    x = case.floats(4, 3)
+    program = case.program(case.op("gather", [x, case.input(np.array([0, 9]))], axis=0))
+    engine = Engine(program)
+    with pytest.raises(InputError, match="out of range"):
+        engine.run(case.inputs)
+    case.inputs["x1"] = np.array([0, 3])
+    assert engine.run(case.inputs)[program.outputs[0]].shape == (2, 3)
+
+
+def test_isa_names(monkeypatch):
+    assert library.supported_isas()[0] == "scalar"
+    with pytest.raises(KernelError, match="altivec"):
+        Engine(programs.linear_case(2, 3, 4)[1], isa="altivec")
+    monkeypatch.setenv("PENNYWEIGHT_ISA", "scalar")
+    assert library.default_isa() == "scalar"
+    monkeypatch.setenv("PENNYWEIGHT_ISA", "nonsense")
+    with pytest.raises(KernelError, match="nonsense"):
+        library.default_isa()
+
+
+def test_the_table_has_a_scalar_row_for_every_op():
+    table = library.kernels()
+    assert {op for op, _, _ in table} == {op for op, isa, _ in table if isa == "scalar"}
