@@ -29,7 +29,7 @@ def test_reference_and_function(run_json):
 
 
 def test_table(run):
-    code, out, err = run(
+    code, out, _ = run(
         "quantize", "usernets:net", "--calib", "usernets:batches", "-o", "a.dwt", "--keep", "5"
     )
     assert code == 0

@@ -16,6 +16,7 @@ def pool_type(shape: tuple[int, ...], attrs: Attrs, dilation: list[int]) -> tupl
     require(dims in (1, 2, 3), f"a pool over shape {shape}")
     for key, n in (("kernel", dims), ("stride", dims), ("pads", 2 * dims)):
         require(len(attrs[key]) == n, f"{key} has {len(attrs[key])} entries, wanted {n}")
+    require(len(dilation) == dims, f"dilation has {len(dilation)} entries, wanted {dims}")
     require(
         all(v > 0 for v in [*attrs["kernel"], *attrs["stride"], *dilation]),
         "kernel and stride must be positive",
