@@ -1,6 +1,7 @@
 #include "core/threads.h"
 
 #include <chrono>
+#include <map>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -20,6 +21,15 @@ inline void pause() {
 constexpr int kSpins = 3000;  // some 100 us before an idle worker gives its core back
 
 }  // namespace
+
+Pool& Pool::shared(int threads) {
+  static std::mutex mutex;
+  static auto* pools = new std::map<int, Pool*>;  // never destroyed: threads may outlive static objects
+  std::lock_guard<std::mutex> lock(mutex);
+  Pool*& pool = (*pools)[threads];
+  if (!pool) pool = new Pool(threads);
+  return *pool;
+}
 
 Pool::Pool(int threads) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });

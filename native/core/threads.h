@@ -12,6 +12,8 @@ namespace pw {
 
 class Pool {
  public:
+  // The pool of this many threads, shared by all plans; made on first use, kept for good.
+  static Pool& shared(int threads);
   explicit Pool(int threads);
   ~Pool();
   int threads() const { return static_cast<int>(workers_.size()) + 1; }

@@ -173,7 +173,7 @@ int pw_plan_finish(pw_plan* p) {
     assign_places(p->plan);
     build_steps(p->plan);
     plan_memory(p->plan);
-    p->plan.pool = std::make_unique<Pool>(p->plan.threads);
+    p->plan.pool = &Pool::shared(p->plan.threads);
     p->finished = true;
     return 0;
   });

@@ -162,7 +162,7 @@ struct Plan {
   std::vector<int> outputs, inputs;
   std::vector<std::unique_ptr<Step>> steps;
   int64_t arena_bytes = 0, scratch_bytes = 0;
-  std::unique_ptr<Pool> pool;
+  Pool* pool = nullptr;
   std::mutex mutex;
   std::vector<Buffer> idle;  // arenas between runs
 

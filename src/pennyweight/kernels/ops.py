@@ -1,4 +1,4 @@
-"""Declare the opaque ops, their shapes, and their reference."""
+"""Declare the opaque ops and their shapes; run them on the engine, or on their reference."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pennyweight.kernels import recurrent, reference
+from pennyweight.kernels import native, recurrent, reference
 
 _GEOMETRY = (
     "int[] shape, int[] stride, int[] padding, int[] dilation, int[] extra, int groups, bool transposed"
@@ -91,5 +91,5 @@ REFERENCES: dict[str, Callable[..., Any]] = {**vars(reference), "lstm": recurren
 
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema)
-    _library.impl(_name, REFERENCES[_name], "CompositeExplicitAutograd")
+    _library.impl(_name, native.engine_op(_name, _schema, REFERENCES[_name]), "CompositeExplicitAutograd")
     torch.library.register_fake(f"pennyweight::{_name}", FAKES[_name], lib=_library)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pennyweight.kernels.functions import softmax
+from pennyweight.kernels.functions import exp, lane_sum
 from pennyweight.nn.conv import backward_weight
 from pennyweight.nn.integer import unpack_nibbles
 
@@ -187,7 +187,8 @@ def attention(
         scores = scores.masked_fill(~keep, float("-inf"))
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    p = torch.round(softmax(scores) * 255.0).clamp(0.0, 255.0).double()
+    e = exp(scores - scores.amax(-1, keepdim=True))
+    p = torch.round(e * torch.div(e.new_tensor(255.0), lane_sum(e))).clamp(0.0, 255.0).double()
     return (p @ qv).float() * (v_scale.double() / 255.0).float()
 
 

@@ -16,6 +16,7 @@ from pennyweight.runtime import library as lib
 
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "u8": 3, "i8": 4, "u4": 5, "i32": 6, "i64": 7, "bool": 8}
 TEMPORARY, INPUT, CONSTANT = 0, 1, 3
+PLANS = 64  # sets of input sizes that an engine keeps ready
 
 
 class Plan:
@@ -185,7 +186,7 @@ class Engine:
             if code < 0:
                 raise KernelError(f"constant {name!r}: {lib.last_error(self.library)}")
             self.constant_numbers[name] = code
-        self._plans: dict[tuple[tuple[int, ...], ...], Plan] = {}
+        self._plans: dict[tuple[tuple[int, ...], ...], Plan] = {}  # least recently made first
         self._lock = threading.Lock()
 
     def __del__(self) -> None:
@@ -203,6 +204,8 @@ class Engine:
                 found = self._plans.get(key)
                 if found is None:
                     found = self._plans[key] = Plan(self, symbols)
+                    if len(self._plans) > PLANS:
+                        del self._plans[next(iter(self._plans))]
         return found
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

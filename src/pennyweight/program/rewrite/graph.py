@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pennyweight.errors import VerifyError
 from pennyweight.program.ir import Array, Constant, Op, Program, TensorType
 from pennyweight.program.verify import infer
 
@@ -16,8 +17,12 @@ class View:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.types: dict[str, TensorType] = infer(program)
-        larger = {k: v + 1 for k, v in program.symbols.items()}
-        self._other = infer(program, larger) if larger else self.types
+        self._other: dict[str, TensorType] | None = self.types
+        if program.symbols:
+            try:
+                self._other = infer(program, {k: v + 1 for k, v in program.symbols.items()})
+            except VerifyError:  # not every size fits this program: then no size is known to be fixed
+                self._other = None
         self.maker: dict[str, Op] = {n: op for op in program.ops for n in op.outputs}
         self.readers: dict[str, list[Op]] = {}
         for op in program.ops:
@@ -41,6 +46,8 @@ class View:
 
     def fixed(self, name: str, axes: list[int]) -> bool:
         """Whether these sizes of a value do not depend on a symbol."""
+        if self._other is None:
+            return False
         a, b = self.types[name].shape, self._other[name].shape
         return all(a[i] == b[i] for i in axes)
 
