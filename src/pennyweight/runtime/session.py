@@ -209,6 +209,7 @@ def _engine(program: Program, backend: str, threads: int) -> tuple[str, str, Any
     if backend == "reference":
         return "reference", "asked for", Reference(program)
     from pennyweight.runtime import engine, library
+    from pennyweight.runtime.widen import widened
 
     try:
         library.load()
@@ -218,7 +219,7 @@ def _engine(program: Program, backend: str, threads: int) -> tuple[str, str, Any
             raise
         return "reference", f"the native engine is not available: {why}", Reference(program)
     why = "asked for" if backend == "native" else "its library is there"
-    return "native", why, engine.Engine(program, threads=threads)
+    return "native", why, engine.Engine(widened(program), threads=threads)
 
 
 def load(

@@ -65,7 +65,9 @@ def test_whatever_the_example(shape):
 
 
 def test_channels_of_a_convolution_close_without_a_word():
-    model = nn.Sequential(nn.Conv1d(4, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(5, 2))
+    model = nn.Sequential(
+        nn.Conv1d(4, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(5, 2)
+    )
     program = lower(model.eval(), torch.randn(2, 4, 9))
     assert program.inputs["input"].shape == ("batch", 4, 9)
     assert "fixed" not in program.meta
@@ -78,7 +80,12 @@ def test_len_keeps_the_batch_open():
     assert program.inputs["x"].shape == ("batch", "length", 6)
     assert program.inputs["n"].shape == ("batch",)
     assert "fixed" not in program.meta
-    check(model, program, (torch.randn(2, 4, 6), torch.tensor([4, 1])), (torch.randn(1, 9, 6), torch.tensor([3])))
+    check(
+        model,
+        program,
+        (torch.randn(2, 4, 6), torch.tensor([4, 1])),
+        (torch.randn(1, 9, 6), torch.tensor([3])),
+    )
 
 
 class Fixed(nn.Module):
