@@ -22,7 +22,7 @@ from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.nn.sites import CALLS, install
 from pennyweight.nn.transformer import take_plain_paths
 from pennyweight.passes import Context, replace_module
-from pennyweight.plan import LEAVES, Plan, make_plan
+from pennyweight.plan import LEAVES, LayerPlan, Plan, make_plan
 from pennyweight.progress import track
 from pennyweight.recipe import Recipe
 
@@ -243,7 +243,7 @@ def convert(model: nn.Module) -> nn.Module:
         if isinstance(module, CallTwin):
             bias = st.functional_bias.get(module.layer.name)
             new = convert_call(module, None if bias is None else params[bias].detach().float())
-        elif layer is not None and hasattr(module, "solved"):
+        elif isinstance(layer, LayerPlan) and hasattr(module, "solved"):
             new = twins[layer.kind].convert(module) if not layer.keep else twins["keep"].convert(module)
         else:
             continue

@@ -12,6 +12,7 @@ from pennyweight.errors import PennyweightError
 from pennyweight.nn import twins
 from pennyweight.nn.calls import CallTwin, call_matrix
 from pennyweight.passes import Context, Stage, passes
+from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 from pennyweight.ranges import ranges
 from pennyweight.solvers import solvers
@@ -22,7 +23,7 @@ def weights(model: nn.Module, params: dict[str, Tensor]) -> list[tuple[Any, str,
     found: list[tuple[Any, str, Tensor]] = []
     for module in model.modules():
         layer = getattr(module, "layer", None)
-        if layer is None or layer.weight is None:
+        if not isinstance(layer, LayerPlan) or layer.weight is None:  # users call their own modules `layer` too
             continue
         if isinstance(module, CallTwin):
             found.append((module, "weight", call_matrix(module, params[module.param])))
