@@ -6,6 +6,7 @@ tensor's: per tensor, per channel, per group and 2-D blocks are shapes, not case
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -108,7 +109,7 @@ def per_block(x: Tensor, scale_shape: tuple[int, ...]) -> Tensor:
     """Gather the elements of each block on a last axis: [*scale_shape, elements of a block]."""
     view = blocked(x, scale_shape)
     order = [*range(0, view.ndim, 2), *range(1, view.ndim, 2)]
-    return view.permute(order).reshape(*scale_shape, -1)
+    return view.permute(order).reshape(*scale_shape, math.prod(view.shape[1::2]))
 
 
 def quantize(x: Tensor, spec: QuantSpec, params: QParams) -> QTensor:

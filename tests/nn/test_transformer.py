@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import pennyweight as pw
 from pennyweight.nn.attention import IntegerMultiheadAttention
 from pennyweight.nn.linear import IntegerLinear
 from pennyweight.nn.transformer import take_plain_paths
@@ -96,6 +97,14 @@ def test_attention_kept_in_float_does_not_reach_for_integer_weights():
     program = lower(quantized, batch)
     got = interpret(program, {n: t.numpy() for n, t in batch.items()})[program.outputs[0]]
     assert sqnr(quantized(**batch)[keep], torch.from_numpy(got)[keep]) > 40
+
+
+def test_recording_sees_through_the_short_cuts():
+    graph = pw.record(encoder(), padded())
+    assert torch.backends.mha.get_fastpath_enabled()
+    names = {node.name for node in graph if node.kind == "module"}
+    assert {"layers.1.self_attn", "layers.1.linear2"} <= names
+    assert not any("nested" in node.op for node in graph)
 
 
 def test_the_model_itself_keeps_its_short_cuts():

@@ -186,6 +186,10 @@ def record(model: nn.Module, batches: Iterable[Batch], leaves: Iterable[str] = (
         recorder = _Recorder(names, frozenset(leaves))
         recorder.nodes = nodes
         with ExitStack() as handles, torch.no_grad():
+            handles.callback(
+                torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+            )
+            torch.backends.mha.set_fastpath_enabled(False)  # fused kernels hide what is inside of them
             for path, module in model.named_modules():
                 _hook(recorder, module, path, handles)
             recorder.add("input", "", "input", 0, (), {}, batch)

@@ -128,7 +128,7 @@ def cell_result(states: States, batched: bool) -> Any:
 class IntegerRecurrent(nn.Module):
     """What converted recurrent modules share: an `IntegerWeight` by the name of each float weight, and the biases.
 
-    For an LSTM both biases of a gate are added to the same sum; they are stored as one, `float32(b_ih + b_hh)`.
+    Both biases of an LSTM's gate are added to the same sum; on codes they are stored as one, `float32(b_ih + b_hh)`.
     """
 
     def __init__(self, twin: Any, suffixes: list[str]) -> None:
@@ -145,7 +145,7 @@ class IntegerRecurrent(nn.Module):
                     weight.scale = q.scale.reshape(weight.scale.shape).clone()
                 self.add_module(name + suffix, weight)
             b_ih, b_hh = (getattr(twin, name + suffix, None) for name in ("bias_ih", "bias_hh"))
-            if self.lstm and b_ih is not None and b_hh is not None:
+            if self.lstm and self.dynamic and b_ih is not None and b_hh is not None:
                 b_ih, b_hh = b_ih.detach() + b_hh.detach(), None
             for name, bias in (("bias_ih", b_ih), ("bias_hh", b_hh)):
                 self.register_buffer(name + suffix, None if bias is None else bias.detach().float())
@@ -167,10 +167,7 @@ class IntegerRecurrent(nn.Module):
             torch.ops.pennyweight.decode(w.codes, w.scale.float(), w.zero, w.bits, w.in_features)
             for w in (getattr(self, n + suffix) for n in ("weight_ih", "weight_hh"))
         ]
-        b_ih, b_hh = getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix)
-        if b_ih is not None and b_hh is None:
-            b_hh = torch.zeros_like(b_ih)
-        return [*weights, b_ih, b_hh]
+        return [*weights, getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix)]
 
     def step(self, x: Tensor, states: States, suffix: str, reverse: bool = False) -> tuple[Tensor, States]:
         """One layer, one direction, on codes: [T, N, I] -> [T, N, H] and the last states [N, H]."""

@@ -23,7 +23,9 @@ def weights(model: nn.Module, params: dict[str, Tensor]) -> list[tuple[Any, str,
     found: list[tuple[Any, str, Tensor]] = []
     for module in model.modules():
         layer = getattr(module, "layer", None)
-        if not isinstance(layer, LayerPlan) or layer.weight is None:  # users call their own modules `layer` too
+        if (
+            not isinstance(layer, LayerPlan) or layer.weight is None
+        ):  # users call their own modules `layer` too
             continue
         if isinstance(module, CallTwin):
             found.append((module, "weight", call_matrix(module, params[module.param])))

@@ -66,6 +66,8 @@ class ACIQ:
     def __call__(self, stat: Statistic, spec: QuantSpec) -> QParams:
         """Parameters of the clipped range. Raises NonFinite on bounds that are not numbers."""
         values, weights = cast("Distribution", stat).support()
+        if values.shape[-1] == 0:
+            return params_of_range(stat.lo, stat.hi, spec)
         one_sided = stat.lo >= 0
         values, weights = values.double(), weights.double()
         # a ReLU's output is half of a symmetric distribution: fit that one, around zero

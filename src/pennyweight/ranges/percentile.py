@@ -29,6 +29,8 @@ class Percentile:
     def __call__(self, stat: Statistic, spec: QuantSpec) -> QParams:
         """Parameters of the percentile range. Raises NonFinite on bounds that are not numbers."""
         values, weights = cast("Distribution", stat).support()
+        if self.p >= 1 or values.shape[-1] == 0:
+            return params_of_range(stat.lo, stat.hi, spec)
         order = values.sort(-1)
         weights = weights.gather(-1, order.indices).double().cumsum(-1)
         share = weights / weights[..., -1:]
@@ -37,6 +39,4 @@ class Percentile:
         above = (share < self.p).sum(-1, keepdim=True).clamp(max=last)
         lo = order.values.gather(-1, below).squeeze(-1)
         hi = order.values.gather(-1, above).squeeze(-1)
-        if self.p >= 1:
-            lo, hi = stat.lo, stat.hi
         return params_of_range(torch.maximum(lo, stat.lo), torch.minimum(hi, stat.hi), spec)

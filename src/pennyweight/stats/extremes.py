@@ -67,13 +67,13 @@ class MeanExtremes:
 
     @property
     def lo(self) -> Tensor:
-        """Mean of the samples' minima, 0-d float32."""
-        return (self.lo_sum / max(self.samples, 1)).float()
+        """Mean of the samples' minima, 0-d float32; +inf while nothing was seen."""
+        return (self.lo_sum / self.samples).float() if self.samples else torch.tensor(float("inf"))
 
     @property
     def hi(self) -> Tensor:
-        """Mean of the samples' maxima, 0-d float32."""
-        return (self.hi_sum / max(self.samples, 1)).float()
+        """Mean of the samples' maxima, 0-d float32; -inf while nothing was seen."""
+        return (self.hi_sum / self.samples).float() if self.samples else torch.tensor(float("-inf"))
 
     def update(self, x: Tensor) -> None:
         """Take in [samples, ...]; a 0-d tensor is one sample."""

@@ -9,10 +9,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from pennyweight.errors import NonFinite
 from pennyweight.stats import stats
 
 BINS = 4096
-_FINEST = -120  # width 2^-120: constant tensors end here
+_FINEST = -120  # width 2^-120: all-zero tensors end here
+_REACH = (
+    40  # bins are no finer than 2^-40 of the greatest magnitude: float32 has 24 bits, and indices stay small
+)
 
 
 def _span(lo: float, hi: float, exponent: int) -> int:
@@ -38,11 +42,17 @@ class Histogram:
     count: int = 0
 
     def update(self, x: Tensor) -> None:
-        """Take in a tensor of any shape; an empty one changes nothing."""
+        """Take in a tensor of any shape; an empty one changes nothing.
+
+        Raises:
+            NonFinite: on NaN or infinity, which have no bin.
+        """
         if not x.numel():
             return
         flat = x.detach().float().reshape(-1)
         lo, hi = torch.aminmax(flat)
+        if not bool(torch.isfinite(lo) & torch.isfinite(hi)):
+            raise NonFinite("a histogram has no bins for NaN or infinity", shapes=str(tuple(x.shape)))
         self._grow(lo, hi, self.exponent)
         index = torch.floor(flat.double() * math.ldexp(1.0, -self.exponent)).long() - self.first
         self.counts = self.counts + torch.bincount(index, minlength=BINS)
@@ -62,7 +72,7 @@ class Histogram:
         """Widen to hold [lo, hi] with bins no finer than 2^finest."""
         new_lo, new_hi = torch.minimum(self.lo, lo), torch.maximum(self.hi, hi)
         low, high = float(new_lo), float(new_hi)
-        exponent = max(self.exponent, finest)
+        exponent = max(self.exponent, finest, math.frexp(max(-low, high))[1] - _REACH)
         if _span(low, high, exponent) > BINS:
             guess = math.frexp((high - low) / BINS)[1] - 1
             exponent = max(exponent, guess - 1)
@@ -90,16 +100,13 @@ class Histogram:
 
     def magnitudes(self, bins: int = 2048) -> tuple[Tensor, Tensor]:
         """Histogram of |x|: counts int64 [n] and edges float64 [n + 1], about `bins` bins of one width from zero."""
-        last = max(abs(self.first), abs(self.first + BINS - 1)) + 1
-        magnitude = torch.zeros(last + 1, dtype=torch.int64)
         index = torch.arange(BINS) + self.first
         index = torch.where(index >= 0, index, -1 - index)
-        magnitude.index_add_(0, index, self.counts)
-        used = int(torch.nonzero(magnitude).max()) + 1 if self.count else 1
-        join = max(1, used // bins)
-        padded = torch.zeros(-(-used // join) * join, dtype=torch.int64)
-        padded[:used] = magnitude[:used]
-        counts = padded.reshape(-1, join).sum(1)
+        seen = index[self.counts > 0]
+        used = int(seen.max()) + 1 if len(seen) else 1
+        join = max(1, used // bins)  # before anything is allocated: values far from zero have large indices
+        counts = torch.zeros(-(-used // join), dtype=torch.int64)
+        counts.index_add_(0, seen // join, self.counts[self.counts > 0])
         edges = torch.arange(len(counts) + 1, dtype=torch.float64) * (self.width * join)
         return counts, edges
 

@@ -27,7 +27,14 @@ class _Layer:
 
 
 def _linear(b: Builder, x: Value, weight: Any, bias: Any) -> Value:
-    return b.emit("linear_f32", [x, b.value(weight), None if bias is None else b.value(bias)])
+    """`x W^T + bias`; a weight that is decoded from codes is decoded in the product, row by row."""
+    value, offset = b.value(weight), None if bias is None else b.value(bias)
+    maker = next((op for op in b.program.ops if value.name in op.outputs), None)
+    if maker is None or maker.kind != "decode":
+        return b.emit("linear_f32", [x, value, offset])
+    stored = [None if not n else Value(n, b.types[n].shape, b.types[n].dtype) for n in maker.inputs]
+    operands = [x, *stored, *[None] * (3 - len(stored)), offset]
+    return b.emit("linear_w", operands, bits=maker.attrs["bits"], n=maker.attrs["shape"][1])
 
 
 def _gates(b: Builder, x: Value, layer: _Layer, count: int) -> list[Value]:
