@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pennyweight.nn import twins
 from pennyweight.nn.integer import IntegerWeight, bias_codes
-from pennyweight.nn.linear import activation_quantizer
+from pennyweight.nn.linear import activation_quantizer, shifted
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -45,7 +45,9 @@ def backward_weight(weight: Tensor, transposed: bool, groups: int) -> Tensor:
 
 
 class ConvTwin(_ConvNd):
-    """`y = conv(Q(x), W') + b` with the float module's own parameters and padding."""
+    """`y = conv(Q(x), W') + b + d` with the float module's own parameters and padding; d as in `LinearTwin`."""
+
+    bias_shift: Tensor | None
 
     def __init__(self, module: _ConvNd, layer: LayerPlan) -> None:
         nn.Module.__init__(self)
@@ -54,13 +56,14 @@ class ConvTwin(_ConvNd):
                 setattr(self, name, value)
         self.weight, self.bias = module.weight, module.bias
         self.layer = layer
-        self.input = activation_quantizer(layer, 0)
+        self.input = activation_quantizer(layer, 0, -1 - len(self.kernel_size))
+        self.register_buffer("bias_shift", None, persistent=False)
         self.solved: dict[str, QTensor] = {}
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         """[N, in, *size] -> [N, out, *size']."""
         x = input if self.input is None else self.input(input)
-        weight: Tensor = self.weight
+        weight, bias = self.weight, shifted(self.bias, self.bias_shift)
         if self.solved:
             shape = forward_weight(weight, self.transposed, self.groups).shape
             solved = self.solved["weight"].dequantize().reshape(shape)
@@ -74,12 +77,24 @@ class ConvTwin(_ConvNd):
                     list(self.kernel_size), dims, list(self.dilation),
                 )  # fmt: skip
             out: Tensor = _TRANSPOSE[dims](
-                x, weight, self.bias, self.stride, self.padding, extra, self.groups, self.dilation
+                x, weight, bias, self.stride, self.padding, extra, self.groups, self.dilation
             )
         else:
             x, padding = pad_input(x, self)
-            out = _CONV[dims](x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+            out = _CONV[dims](x, weight, bias, self.stride, padding, self.dilation, self.groups)
         return out
+
+    def expected(self, change: Tensor, means: Tensor) -> Tensor:
+        """What a change of the weight adds to the outputs, [out], where the input channels [in] have these means.
+
+        change: [out, in / groups * kernel], the matrix view. Padding is taken for more of the same; an output of a
+        transposed convolution meets one in `prod(stride)` of its taps.
+        """
+        rows = change.shape[0]
+        taps = change.reshape(rows, self.in_channels // self.groups, -1).sum(-1)
+        own = means.reshape(self.groups, -1).repeat_interleave(rows // self.groups, 0)
+        shift = (taps * own).sum(1)
+        return shift / math.prod(self.stride) if self.transposed else shift
 
 
 def pad_input(x: Tensor, module: Any) -> tuple[Tensor, list[int]]:
@@ -192,7 +207,8 @@ class ConvFamily:
         """An `IntegerConv`."""
         conv = cast("ConvTwin", twin)
         out = IntegerConv(conv, conv.solved["weight"])
-        bias: Tensor | None = None if conv.bias is None else conv.bias.detach().float()
+        bias = shifted(conv.bias, conv.bias_shift)
+        bias = None if bias is None else bias.detach().float()
         if conv.input is not None:
             out.calibrated(conv.input)
             bias = bias_codes(bias, out.x_scale, out.scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from pennyweight.qtensor import QParams
 from pennyweight.ranges import RangeRule
 from pennyweight.spec import QuantSpec
 from pennyweight.stats import Statistic, stats
+from pennyweight.stats.moments import Moments
 
 
 class ActivationQuantizer(nn.Module):
@@ -19,15 +22,16 @@ class ActivationQuantizer(nn.Module):
         x' = (clamp(rint(x * r) + z, qmin, qmax) - z) * s,   r = float32(1 / s)
 
     Pseudo-gradient when active: 1 inside the range, 0 outside (clipped straight-through estimator).
-    scale, zero: 0-d float32 buffers, NaN until calibrated.
+    scale, zero: 0-d float32 buffers, NaN until calibrated. `axis` is where the channels of x are, for statistics that
+    are kept channel by channel.
     """
 
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, spec: QuantSpec, site: str) -> None:
+    def __init__(self, spec: QuantSpec, site: str, axis: int = 1) -> None:
         super().__init__()
-        self.spec, self.site = spec, site
+        self.spec, self.site, self.axis = spec, site, axis
         self.statistics: dict[str, Statistic] = {}
         self.observing, self.active = False, False
         self.batches = 0
@@ -58,12 +62,24 @@ class ActivationQuantizer(nn.Module):
                 hint="Look at that batch, or at the layers before this site.",
             )
         for statistic in self.statistics.values():
-            statistic.update(x)
+            statistic.update(self._channels_second(x) if isinstance(statistic, Moments) else x)
         self.batches += 1
 
-    def merge(self, other: ActivationQuantizer) -> None:
-        """Take in what a tied quantizer, or the same one of another process, has seen."""
+    def _channels_second(self, x: Tensor) -> Tensor:
+        """[..., channels, ...] to [n, channels, ...]."""
+        x = x.unsqueeze(0) if x.ndim == 1 else x
+        return x.movedim(self.axis, 1)
+
+    def merge(self, other: ActivationQuantizer, names: Iterable[str] | None = None) -> None:
+        """Take in what the same quantizer of another process has seen, or a tied one of statistics over all channels.
+
+        Args:
+            other: is left as it is.
+            names: of the statistics to merge; all by default.
+        """
         for name, statistic in other.statistics.items():
+            if names is not None and name not in names:
+                continue
             if name in self.statistics:
                 self.statistics[name].merge(statistic)
             else:

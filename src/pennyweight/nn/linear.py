@@ -16,14 +16,20 @@ from pennyweight.qtensor import QTensor
 
 
 class LinearTwin(nn.Linear):
-    """`y = Q(x) W'^T + b` with the float module's own parameters; `W'` is the solved weight once there is one."""
+    """`y = Q(x) W'^T + b + d` with the float module's own parameters.
+
+    `W'` is the solved weight once there is one, d the shift [out] that a pass has found for it, if any.
+    """
+
+    bias_shift: Tensor | None
 
     def __init__(self, module: nn.Linear, layer: LayerPlan) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = module.in_features, module.out_features
         self.weight, self.bias = module.weight, module.bias
         self.layer = layer
-        self.input = activation_quantizer(layer, 0)
+        self.input = activation_quantizer(layer, 0, -1)
+        self.register_buffer("bias_shift", None, persistent=False)
         self.solved: dict[str, QTensor] = {}
         self.training = module.training
 
@@ -31,14 +37,28 @@ class LinearTwin(nn.Linear):
         """[..., in] -> [..., out]."""
         x = input if self.input is None else self.input(input)
         weight = self.solved["weight"].dequantize() if self.solved else self.weight
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, weight, shifted(self.bias, self.bias_shift))
+
+    def expected(self, change: Tensor, means: Tensor) -> Tensor:
+        """What a change of the weight [out, in] adds to the outputs, [out], where the inputs [in] have these means."""
+        return change @ means
 
 
-def activation_quantizer(layer: LayerPlan, position: int) -> ActivationQuantizer | None:
-    """A quantizer for a calibrated operand, None for one that stays in float or is ranged at run time."""
+def shifted(bias: Tensor | None, shift: Tensor | None) -> Tensor | None:
+    """`b + d`, either of which may be missing. Shapes: [out]."""
+    if shift is None:
+        return bias
+    return shift if bias is None else bias + shift
+
+
+def activation_quantizer(layer: LayerPlan, position: int, axis: int = 1) -> ActivationQuantizer | None:
+    """A quantizer for a calibrated operand, None for one that stays in float or is ranged at run time.
+
+    `axis` is where the operand's channels are.
+    """
     if position not in layer.inputs or layer.dynamic:
         return None
-    return ActivationQuantizer(layer.inputs[position], str(layer.input_site(position)))
+    return ActivationQuantizer(layer.inputs[position], str(layer.input_site(position)), axis)
 
 
 class IntegerLinear(IntegerWeight):
@@ -82,7 +102,8 @@ class LinearFamily:
         twin = cast("LinearTwin", twin)
         q = twin.solved["weight"]
         out = IntegerLinear(twin.layer, q, (twin.out_features, twin.in_features))
-        bias: Tensor | None = None if twin.bias is None else twin.bias.detach().float()
+        bias = shifted(twin.bias, twin.bias_shift)
+        bias = None if bias is None else bias.detach().float()
         if twin.input is not None:
             out.calibrated(twin.input)
             bias = bias_codes(bias, out.x_scale, out.scale)

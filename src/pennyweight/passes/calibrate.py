@@ -50,7 +50,7 @@ class Calibrate:
         leader = {str(s): str(group[0]) for group in context.plan.ties for s in group}
         for site, quantizer in found.items():
             if leader.get(site, site) != site:
-                found[leader[site]].merge(quantizer)
+                found[leader[site]].merge(quantizer, [rule.needs])
         for site, quantizer in found.items():
             head = found[leader.get(site, site)]
             params = head.solve(rule)
