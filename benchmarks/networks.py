@@ -1,0 +1,162 @@
+"""The networks that speed is measured on: plain torch modules with random weights, for ours and for every peer.
+
+`NETWORKS[name]()` gives an eval-mode model; `inputs(name, seed)` one batch of one, as positional tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VOCABULARY, TOKENS = 30_522, 128
+
+
+def unit(
+    cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None
+) -> nn.Sequential:
+    """Convolution, batch norm and, if given, an activation."""
+    conv = nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(cout), *([act] if act else []))
+
+
+class Bottleneck(nn.Module):
+    """Residual block of ResNet-50. Source: He et al. 2016 (arXiv:1512.03385), the stride on the 3 x 3."""
+
+    def __init__(self, cin: int, mid: int, stride: int) -> None:
+        super().__init__()
+        self.reduce, self.middle = unit(cin, mid, 1, act=nn.ReLU()), unit(mid, mid, 3, stride, act=nn.ReLU())
+        self.expand = unit(mid, 4 * mid, 1)
+        same = stride == 1 and cin == 4 * mid
+        self.shortcut: nn.Module = nn.Identity() if same else unit(cin, 4 * mid, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.expand(self.middle(self.reduce(x))) + self.shortcut(x))
+
+
+class ResNet50(nn.Module):
+    """[1, 3, 224, 224] -> [1, 1000]; 25.5 M weights, 4.1 G products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [unit(3, 64, 7, 2, act=nn.ReLU()), nn.MaxPool2d(3, 2, 1)]
+        width = 64
+        for mid, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+            for i in range(count):
+                layers.append(Bottleneck(width, mid, stride if i == 0 else 1))
+                width = 4 * mid
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(width, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project. Source: Sandler et al. 2018 (arXiv:1801.04381), table 1."""
+
+    def __init__(self, cin: int, cout: int, stride: int, expand: int) -> None:
+        super().__init__()
+        mid = cin * expand
+        steps = [] if expand == 1 else [unit(cin, mid, 1, act=nn.ReLU6())]
+        self.body = nn.Sequential(*steps, unit(mid, mid, 3, stride, mid, nn.ReLU6()), unit(mid, cout, 1))
+        self.residual = stride == 1 and cin == cout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.residual else self.body(x)
+
+
+class MobileNetV2(nn.Module):
+    """[1, 3, 224, 224] -> [1, 1000]; 3.5 M weights, 0.30 G products. Source: the same, table 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [unit(3, 32, 3, 2, act=nn.ReLU6())]
+        width = 32
+        for expand, cout, count, stride in (
+            (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+        ):  # fmt: skip
+            for i in range(count):
+                layers.append(InvertedResidual(width, cout, stride if i == 0 else 1, expand))
+                width = cout
+        self.body = nn.Sequential(*layers, unit(width, 1280, 1, act=nn.ReLU6()))
+        self.head = nn.Linear(1280, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Layer(nn.Module):
+    """A post-norm encoder layer. Source: Devlin et al. 2019 (arXiv:1810.04805)."""
+
+    def __init__(self, width: int, heads: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out, self.up, self.down = (
+            nn.Linear(width, width),
+            nn.Linear(width, inner),
+            nn.Linear(inner, width),
+        )
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (
+            f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+        x = self.first(x + self.out(mixed))
+        return self.second(x + self.down(F.gelu(self.up(x))))
+
+
+class MiniLM(nn.Module):
+    """Tokens [1, 128] and mask [1, 128] -> sentence embedding [1, 384]: the shape of all-MiniLM-L6."""
+
+    def __init__(self, width: int = 384, depth: int = 6, heads: int = 12) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(VOCABULARY, width), nn.Embedding(512, width)
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(Layer(width, heads, 4 * width) for _ in range(depth))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.norm(self.tokens(ids) + self.places.weight[: ids.shape[1]])
+        hidden = (1 - mask[:, None, None, :].to(x.dtype)) * -10_000.0
+        for layer in self.layers:
+            x = layer(x, hidden)
+        weights = mask.unsqueeze(-1).to(x.dtype)
+        return F.normalize((x * weights).sum(1) / weights.sum(1))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet50": ResNet50,
+    "mobilenet_v2": MobileNetV2,
+    "minilm": MiniLM,
+}
+
+
+def network(name: str) -> nn.Module:
+    """The network with the random weights of seed 0, in eval mode; batch norms hold statistics of random images."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    if any(isinstance(m, nn.BatchNorm2d) for m in model.modules()):
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.momentum = None  # the average of all batches
+        with torch.no_grad():
+            model.train()(torch.randn(4, 3, 224, 224))
+    return model.eval()
+
+
+def inputs(name: str, seed: int) -> tuple[Tensor, ...]:
+    """A random batch of one."""
+    generator = torch.Generator().manual_seed(seed)
+    if name == "minilm":
+        ids = torch.randint(0, VOCABULARY, (1, TOKENS), generator=generator)
+        return ids, torch.ones(1, TOKENS, dtype=torch.int64)
+    return (torch.randn(1, 3, 224, 224, generator=generator),)
+
+
+def calibration(name: str, count: int = 16) -> list[tuple[Tensor, ...]]:
+    """Random batches to calibrate on, other than the one that is timed."""
+    return [inputs(name, 100 + i) for i in range(count)]
