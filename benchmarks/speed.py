@@ -60,10 +60,13 @@ class Worker:
             [python, str(WORKER), contender, name, str(threads), str(work)], stdin=subprocess.PIPE, text=True,
             stdout=subprocess.PIPE, stderr=self.log, env=environment,
         )  # fmt: skip
-        self.output = np.array(self._answer()["output"])
         self.calls = 1
-        fastest = min(self.block())
-        self.calls = max(1, min(1000, BLOCK_NS // fastest))
+        try:
+            self.output = np.array(self._answer()["output"])
+            self.calls = max(1, min(1000, BLOCK_NS // min(self.block())))
+        except WorkerDied:
+            self.close()
+            raise
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -88,8 +91,9 @@ class Worker:
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
         self.process.wait(30)
         self.log.close()
 

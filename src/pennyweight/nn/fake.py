@@ -22,14 +22,14 @@ class ActivationQuantizer(nn.Module):
         x' = (clamp(rint(x * r) + z, qmin, qmax) - z) * s,   r = float32(1 / s)
 
     Pseudo-gradient when active: 1 inside the range, 0 outside (clipped straight-through estimator).
-    scale, zero: 0-d float32 buffers, NaN until calibrated. `axis` is where the channels of x are, for statistics that
-    are kept channel by channel.
+    scale, zero: 0-d float32 buffers, NaN until calibrated. `axis` is where the channels of x are; sites without
+    one keep no statistics by channel.
     """
 
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, spec: QuantSpec, site: str, axis: int = 1) -> None:
+    def __init__(self, spec: QuantSpec, site: str, axis: int | None = None) -> None:
         super().__init__()
         self.spec, self.site, self.axis = spec, site, axis
         self.statistics: dict[str, Statistic] = {}
@@ -41,6 +41,8 @@ class ActivationQuantizer(nn.Module):
     def observe(self, needs: set[str]) -> None:
         """Collect these statistics from now on."""
         for name in needs:
+            if self.axis is None and issubclass(stats[name], Moments):
+                continue
             self.statistics.setdefault(name, stats[name]())
         self.observing = True
 
@@ -68,7 +70,7 @@ class ActivationQuantizer(nn.Module):
     def _channels_second(self, x: Tensor) -> Tensor:
         """[..., channels, ...] to [n, channels, ...]."""
         x = x.unsqueeze(0) if x.ndim == 1 else x
-        return x.movedim(self.axis, 1)
+        return x if self.axis is None else x.movedim(self.axis, 1)
 
     def merge(self, other: ActivationQuantizer, names: Iterable[str] | None = None) -> None:
         """Take in what the same quantizer of another process has seen, or a tied one of statistics over all channels.
