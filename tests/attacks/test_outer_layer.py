@@ -2,13 +2,16 @@
 
 import json
 import re
+import zlib
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from pennyweight.errors import FormatError
+from pennyweight.exporters.dwt import write_dwt
 from pennyweight.runtime import load, read
-from pennyweight.runtime.container import HEADER_LIMIT
+from pennyweight.runtime.container import DEFLATED, HEADER_LIMIT
 
 
 def refuses(path, raw: bytes, what: str) -> None:
@@ -233,3 +236,54 @@ def test_unchecked_reading_still_checks_the_table(craft, tmp_path):
     path.write_bytes(craft.bytes(sign=False))
     with pytest.raises(FormatError, match="size -1"):
         read(path, check_sum=False)
+
+
+def deflated(raw: bytes, claim: int | None = None) -> bytes:
+    return DEFLATED + (len(raw) if claim is None else claim).to_bytes(8, "little") + zlib.compress(raw, 9)
+
+
+def test_deflated_files_read_as_what_is_inside(good, zoo, tmp_path):
+    path = tmp_path / "a.dwt"
+    size = write_dwt(zoo, path, compress=True)
+    raw = path.read_bytes()
+    assert len(raw) == size < len(good)
+    assert raw == deflated(good)
+    (tmp_path / "plain.dwt").write_bytes(good)
+    one, other = read(path), read(tmp_path / "plain.dwt")
+    assert one.ops == other.ops
+    assert all(np.array_equal(c.data, other.constants[n].data) for n, c in one.constants.items())
+
+
+def test_every_truncation_of_a_deflated_file(good, tmp_path):
+    raw = deflated(good)
+    for cut in {*range(40), *range(40, len(raw), 97), len(raw) - 1}:
+        refuses(tmp_path / "cut.dwt", raw[:cut], "deflated|file ends after")
+
+
+@pytest.mark.parametrize("change", [-1, 1, 4096])
+def test_deflated_files_that_lie_about_their_size(good, tmp_path, change):
+    refuses(tmp_path / "a.dwt", deflated(good, len(good) + change), "do not hold")
+
+
+@pytest.mark.parametrize("claim", [0, 9, 2**40, 2**64 - 1])
+def test_sizes_that_cannot_be(good, tmp_path, claim):
+    refuses(tmp_path / "a.dwt", deflated(good, claim), "claim to hold")
+
+
+def test_a_bomb_is_not_set_off(tmp_path):
+    refuses(tmp_path / "a.dwt", deflated(bytes(1 << 28), 5000), "do not hold the 5000")
+
+
+def test_deflated_damage(good, tmp_path):
+    raw = deflated(good)
+    for place in range(16, len(raw), max(1, len(raw) // 150)):
+        for bit in (1, 128):
+            refuses(tmp_path / "a.dwt", raw[:place] + bytes([raw[place] ^ bit]) + raw[place + 1 :], "deflated|claim|checksum")
+
+
+def test_nothing_behind_a_deflated_file(good, tmp_path):
+    refuses(tmp_path / "a.dwt", deflated(good) + b"x", "nothing else")
+
+
+def test_no_file_in_a_file_in_a_file(good, tmp_path):
+    refuses(tmp_path / "a.dwt", deflated(deflated(good)), "header claims")

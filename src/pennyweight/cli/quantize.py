@@ -33,6 +33,7 @@ def command(
     std: Annotated[str, typer.Option(help="Images: standard deviation of each channel, on 0..1.")] = "",
     gray: Annotated[bool, typer.Option(help="Images: one channel.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    compress: Annotated[bool, typer.Option(help="Deflate the file: smaller, slower to load.")] = False,
     json: Json = False,
 ) -> None:
     """Quantize MODEL and write it to a file.
@@ -65,7 +66,7 @@ def command(
     source = batches if batches is not None else [loaded.example]
     quantized = pw.quantize(loaded.model, source, chosen, example=loaded.example, seed=seed)
     note(f"lowering and writing {out}")
-    pw.save(quantized, out)
+    pw.save(quantized, out, compress=compress)
     result = summary(pw.journal(quantized), model, recipe, out, model_bytes(loaded.model))
     emit(result, tables(result), json)
 

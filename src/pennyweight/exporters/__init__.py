@@ -12,8 +12,12 @@ from pennyweight.registry import Registry
 class Exporter(Protocol):
     """Writes one format."""
 
-    def __call__(self, program: Program, path: str | os.PathLike[str]) -> int:
-        """Write `program` to `path`, atomically; returns the size in bytes."""
+    def __call__(self, program: Program, path: str | os.PathLike[str], *, compress: bool = False) -> int:
+        """Write `program` to `path`, atomically; returns the size in bytes.
+
+        Raises:
+            FormatError: if `compress` is asked for and the format has nothing of the kind.
+        """
         ...
 
 

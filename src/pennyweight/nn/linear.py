@@ -51,7 +51,9 @@ def shifted(bias: Tensor | None, shift: Tensor | None) -> Tensor | None:
     return shift if bias is None else bias + shift
 
 
-def activation_quantizer(layer: LayerPlan, position: int, axis: int | None = None) -> ActivationQuantizer | None:
+def activation_quantizer(
+    layer: LayerPlan, position: int, axis: int | None = None
+) -> ActivationQuantizer | None:
     """A quantizer for a calibrated operand, None for one that stays in float or is ranged at run time.
 
     `axis` is where the operand's channels are, if statistics are to be kept by channel.

@@ -3,6 +3,7 @@
 A file is an 8-byte little-endian length, a JSON header of that length, and the tensors' data: no gap, no overlap,
 nothing behind it. One metadata entry is the SHA-256 of all bytes, taken with its own 64 digits set to "0".
 docs/format.md says it in words; every promise there is one `FormatError` here.
+A deflated file is such a file inside of a zlib stream, behind `DEFLATED` and its length.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ RANK_LIMIT = 8
 TENSORS_LIMIT = 200_000
 ALIGNMENT = 64  # of the data's beginning in the file
 CHECKSUM = "pennyweight.sha256"
+DEFLATED = b"DWTzlib\0"  # read as a header's length, it is beyond every limit: older readers refuse it
+_DENSEST = 1032  # bytes that one deflated byte can stand for (zlib's technical details)
 
 # safetensors dtype -> numpy dtype that holds it, bytes; BF16 and the 8-bit floats are held as their bits
 DTYPES: dict[str, tuple[str, int]] = {
@@ -43,9 +46,9 @@ class Container:
 
     Attributes:
         path: for messages.
-        tensors: name to (safetensors dtype, read-only array on the mapped file).
+        tensors: name to (safetensors dtype, read-only array; on the mapped file, or on what it was inflated to).
         metadata: text by key, the checksum excluded.
-        size: bytes of the file.
+        size: bytes of the file, inflated.
     """
 
     path: str
@@ -96,7 +99,7 @@ def read_container(path: str | os.PathLike[str], *, check: bool = True) -> Conta
     """
     where = os.fspath(path)
     try:
-        view = _mapped(where)
+        view = _inflated(_mapped(where))
         header, text, start = _header(view)
         metadata = _metadata(header.pop("__metadata__", None))
         tensors = _tensors(header, view, start)
@@ -122,6 +125,26 @@ def _mapped(path: str) -> memoryview:
         raise FormatError(f"the file ends after {status.st_size} bytes, before its header")
     with open(path, "rb") as file:  # noqa: PTH123
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _inflated(view: memoryview) -> memoryview:
+    """What a deflated file holds; any other file as it is."""
+    if view[:8] != DEFLATED:
+        return view
+    size, packed = int.from_bytes(view[8:16], "little"), view[16:]
+    if not 10 <= size <= _DENSEST * len(packed):
+        raise FormatError(f"{len(packed)} deflated bytes claim to hold {size}")
+    import zlib
+
+    stream = zlib.decompressobj()
+    try:
+        content = stream.decompress(packed, size)
+        rest = b"" if stream.eof else stream.decompress(stream.unconsumed_tail, 1)
+    except zlib.error as error:
+        raise FormatError(f"the deflated bytes are damaged: {error}") from None
+    if len(content) != size or rest or not stream.eof or stream.unused_data:
+        raise FormatError(f"the deflated bytes do not hold the {size} that they claim, and nothing else")
+    return memoryview(content)
 
 
 def _header(view: memoryview) -> tuple[dict[str, Any], bytes, int]:
