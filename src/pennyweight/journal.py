@@ -19,6 +19,10 @@ class Event:
     data: dict[str, Any]
 
 
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 @dataclass
 class Journal:
     """An append-only list of events; values are plain JSON types, so a journal can be stored with the model."""
@@ -26,8 +30,8 @@ class Journal:
     events: list[Event] = field(default_factory=list)
 
     def add(self, kind: str, site: str = "", /, **data: Any) -> None:
-        """Append one event."""
-        self.events.append(Event(kind, site, data))
+        """Append one event. Floats are kept to 6 significant digits: they are facts to read, not to compute with."""
+        self.events.append(Event(kind, site, {k: _short(v) for k, v in data.items()}))
 
     def of(self, kind: str) -> list[Event]:
         """All events of one kind, in order."""

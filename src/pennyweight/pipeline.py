@@ -107,7 +107,7 @@ def prepare(
     if root.training:
         log.add("note", text="the model was in training mode; it is quantized in eval mode")
         root.eval()
-    log.add("recipe", text=recipe.to_text(), seed=seed)
+    log.add("recipe", name=recipe.name, seed=seed)
     context = Context(root, record(root, example), log, seed=seed)
     context.rerecord = lambda: record(root, example)
     recipe.run(context, "float")

@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map, tree_unflatten
 
 from pennyweight.errors import LowerError, PennyweightError, nearest
+from pennyweight.nn.sites import CALLS
 from pennyweight.program.ir import Program, TensorType
 from pennyweight.program.lower import activations, integers, layers, movement, recurrent, tensors  # noqa: F401 (register handlers)
 from pennyweight.program.lower.builder import _DTYPES, Builder, Stored, Value, handlers
@@ -206,8 +207,10 @@ def _site(node: Node) -> str:
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""
-    path = list(stack.values())[-1][0]
-    return cast("str", path).removeprefix("L['self'].").removeprefix("L__self__").lstrip(".")
+    path = cast("str", list(stack.values())[-1][0])
+    path = path.removeprefix("L['self'].").removeprefix("L__self__").lstrip(".")
+    owner, call, name = path.rpartition(f"{CALLS}.")  # a function call, by the name that the plan gives it
+    return f"{owner.rstrip('.')}:{name}" if call else path
 
 
 def _line(node: Node) -> str:
