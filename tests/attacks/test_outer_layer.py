@@ -278,7 +278,11 @@ def test_deflated_damage(good, tmp_path):
     raw = deflated(good)
     for place in range(16, len(raw), max(1, len(raw) // 150)):
         for bit in (1, 128):
-            refuses(tmp_path / "a.dwt", raw[:place] + bytes([raw[place] ^ bit]) + raw[place + 1 :], "deflated|claim|checksum")
+            refuses(
+                tmp_path / "a.dwt",
+                raw[:place] + bytes([raw[place] ^ bit]) + raw[place + 1 :],
+                "deflated|claim|checksum",
+            )
 
 
 def test_nothing_behind_a_deflated_file(good, tmp_path):
