@@ -143,6 +143,9 @@ def difference(model: nn.Module, program: Program, example: Any) -> dict[str, An
     Returns:
         max_abs: greatest absolute difference; sqnr_db: `10 log10(sum y^2 / sum (y - p)^2)`, 200 where equal;
         argmax_differs: fraction of rows of the last axis whose greatest entry is another; samples, backend.
+
+    Raises:
+        LowerError: if the program was not made from this model: it has another number of results.
     """
     batch, arrays = fitted(program, example)
     with torch.no_grad():
