@@ -127,15 +127,9 @@ def _conv(b: Builder, args: Any, kwargs: Any) -> Value:
 @handles("pennyweight.conv_dynamic.default")
 def _conv_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, bias = args[:4]
-    last = b.channels_last(b.value(x))
+    # zeros of a transposed convolution are stuffed before they are ranged: every range holds zero
+    last, weight, attrs = conv_geometry(b, b.channels_last(b.value(x)), b.stored_tensor(codes), args[4:], 0.0)
     q, row, zero = b.emit_all("dynamic_quantize", [last], per_token=False)
-    if args[-1]:
-        raise LowerError(
-            "a dynamically ranged transposed convolution has no program form",
-            site=b.site,
-            hint="Its zero point is known only at run time: use recipe 'int8', or keep the layer in float.",
-        )
-    q, weight, attrs = conv_geometry(b, q, b.stored_tensor(codes), args[4:], 0)
     acc = b.emit("conv", [q, b.constant(weight, codes.name), None, zero], zero=0, **attrs)
     return b.channels_first(
         b.emit("rescale", [acc, b.value(scale), None if bias is None else b.value(bias), row])
