@@ -162,7 +162,9 @@ def _pad(b: Builder, args: Any, kwargs: Any) -> Value:
     if str(kwargs.node.target).startswith("aten.pad."):
         mode, value = argument(args, kwargs, 2, "mode", "constant"), argument(args, kwargs, 3, "value") or 0.0
     if mode != "constant":
-        raise LowerError(f"padding in mode {mode!r} has no program form", site=b.site, hint=b.where)
+        for i in range(len(pairs) // 2):
+            x = _pad_with_entries(b, x, x.rank - 1 - i, (pairs[2 * i], pairs[2 * i + 1]), mode)
+        return x
     begin, end = [0] * x.rank, [0] * x.rank
     for i in range(len(pairs) // 2):
         begin[x.rank - 1 - i], end[x.rank - 1 - i] = pairs[2 * i], pairs[2 * i + 1]
@@ -172,6 +174,35 @@ def _pad(b: Builder, args: Any, kwargs: Any) -> Value:
         x = b.emit("slice", [x], starts=starts, stops=stops, steps=[1] * x.rank)
     pads = [max(0, v) for v in [*begin, *end]]
     return b.emit("pad", [x], pads=pads, value=float(value))
+
+
+def _pad_with_entries(b: Builder, x: Value, axis: int, pads: tuple[int, int], mode: str) -> Value:
+    """Pad one axis with its own entries: mirrored without the edge, the edge repeated, or from the other end."""
+    before, after = pads
+    if before == after == 0:
+        return x
+    if min(pads) < 0 or mode not in ("reflect", "replicate", "circular"):
+        raise LowerError(f"padding by {pads} in mode {mode!r} has no program form", site=b.site, hint=b.where)
+    size: Dim = x.shape[axis]
+
+    def from_end(k: int) -> Dim:
+        return size - k if isinstance(size, int) else f"({size} - {k})"
+
+    def part(start: Dim, stop: Dim) -> Value:
+        starts: list[Dim] = [0] * x.rank
+        stops: list[Dim] = list(x.shape)
+        starts[axis], stops[axis] = start, stop
+        return b.emit("slice", [x], starts=starts, stops=stops, steps=[1] * x.rank)
+
+    if mode == "circular":
+        head = [part(from_end(before), size)] if before else []
+        tail = [part(0, after)] if after else []
+    elif mode == "replicate":
+        head, tail = [part(0, 1)] * before, [part(from_end(1), size)] * after
+    else:
+        head = [part(k, k + 1) for k in range(before, 0, -1)]
+        tail = [part(from_end(k + 1), from_end(k)) for k in range(1, after + 1)]
+    return b.emit("concat", [*head, x, *tail], axis=axis)
 
 
 @handles("aten.expand.default", "aten.expand_as.default", "aten.broadcast_to.default")
