@@ -16,6 +16,17 @@ struct Rows {
   int64_t at(int tensor, int64_t row) const { return offsets[tensor].empty() ? row * length : offsets[tensor][row]; }
 };
 
+// Strides of a tensor that is broadcast to `dims`.
+inline std::vector<int64_t> broadcast_strides(const Value& v, const std::vector<int64_t>& dims) {
+  std::vector<int64_t> s(dims.size(), 0);
+  const size_t shift = dims.size() - v.dims.size();
+  for (size_t i = 0; i < v.dims.size(); ++i) s[shift + i] = v.dims[i] == 1 ? 0 : v.strides[i];
+  // an axis of size 1 in the result may have any stride
+  for (size_t i = 0; i < dims.size(); ++i)
+    if (dims[i] == 1) s[i] = i + 1 < dims.size() ? s[i + 1] * dims[i + 1] : 1;
+  return s;
+}
+
 // strides: per tensor, per axis (0 where a tensor is broadcast). Runs of a tensor whose last stride is 0 keep step 0.
 inline Rows rows_of(const std::vector<int64_t>& dims, const std::vector<std::vector<int64_t>>& strides) {
   Rows rows;

@@ -11,15 +11,6 @@
 namespace pw {
 namespace {
 
-std::vector<int64_t> spread(const Value& v, const std::vector<int64_t>& dims) {
-  std::vector<int64_t> s(dims.size(), 0);
-  const size_t shift = dims.size() - v.dims.size();
-  for (size_t i = 0; i < v.dims.size(); ++i) s[shift + i] = v.dims[i] == 1 ? 0 : v.strides[i];
-  for (size_t i = 0; i < dims.size(); ++i)
-    if (dims[i] == 1) s[i] = i + 1 < dims.size() ? s[i + 1] * dims[i + 1] : 1;
-  return s;
-}
-
 int last_step(const Value& v, const Value& out) {
   if (out.rank() == 0 || out.dims.back() == 1) return 1;
   return v.rank() > 0 && v.dims.back() != 1 ? 1 : 0;
@@ -246,7 +237,7 @@ void build_binary(Builder& b, int number) {
   step->dtype = left.dtype;
   step->a_step = last_step(left, out);
   step->b_step = last_step(right, out);
-  step->rows = rows_of(out.dims, {out.strides, spread(left, out.dims), spread(right, out.dims)});
+  step->rows = rows_of(out.dims, {out.strides, broadcast_strides(left, out.dims), broadcast_strides(right, out.dims)});
   step->part = share_rows(step->rows, plan.threads, 4);
   step->tasks = step->part.tasks;
   const char* kernel = "scalar";
@@ -352,7 +343,7 @@ void build_where(Builder& b, int number) {
   step->size = int(dtype_size(out.dtype));
   std::vector<std::vector<int64_t>> strides = {out.strides};
   for (int i = 0; i < 3; ++i) {
-    strides.push_back(spread(plan.values[op.in[size_t(i)]], out.dims));
+    strides.push_back(broadcast_strides(plan.values[op.in[size_t(i)]], out.dims));
     step->steps[i] = last_step(plan.values[op.in[size_t(i)]], out);
   }
   step->rows = rows_of(out.dims, strides);

@@ -8,16 +8,6 @@
 namespace pw {
 namespace {
 
-std::vector<int64_t> broadcast_strides(const Value& v, const std::vector<int64_t>& dims) {
-  std::vector<int64_t> s(dims.size(), 0);
-  const size_t shift = dims.size() - v.dims.size();
-  for (size_t i = 0; i < v.dims.size(); ++i) s[shift + i] = v.dims[i] == 1 ? 0 : v.strides[i];
-  // an axis of size 1 in the result may have any stride
-  for (size_t i = 0; i < dims.size(); ++i)
-    if (dims[i] == 1) s[i] = i + 1 < dims.size() ? s[i + 1] * dims[i + 1] : 1;
-  return s;
-}
-
 // A step over rows of equal sizes: result first, then the operands.
 struct RowStep : Step {
   Rows rows;

@@ -13,10 +13,12 @@ from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
 
-class EmbeddingTwin(nn.Embedding):
-    """Looks up rows of the solved weight once there is one, of the shared parameter before."""
+class TableTwin(nn.Module):
+    """What twins of tables share: the float module's parameter and settings, and the table that is read."""
 
-    def __init__(self, module: nn.Embedding, layer: LayerPlan) -> None:
+    weight: Tensor
+
+    def __init__(self, module: nn.Embedding | nn.EmbeddingBag, layer: LayerPlan) -> None:
         nn.Module.__init__(self)
         for name, value in vars(module).items():
             if not name.startswith("_"):
@@ -25,10 +27,17 @@ class EmbeddingTwin(nn.Embedding):
         self.layer = layer
         self.solved: dict[str, QTensor] = {}
 
+    def table(self) -> Tensor:
+        """The solved weight once there is one, the shared parameter before, [rows, width]."""
+        return self.solved["weight"].dequantize() if self.solved else self.weight
+
+
+class EmbeddingTwin(TableTwin, nn.Embedding):
+    """Looks up rows of the table."""
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """ids [...] -> [..., width]."""
-        weight = self.solved["weight"].dequantize() if self.solved else self.weight
-        return nn.functional.embedding(input, weight, self.padding_idx)
+        return nn.functional.embedding(input, self.table(), self.padding_idx)
 
 
 class IntegerEmbedding(IntegerWeight):
@@ -53,21 +62,25 @@ class IntegerEmbedding(IntegerWeight):
         return out
 
 
-class EmbeddingFamily:
+class TableFamily:
+    """The weights of a family of tables, see `nn.Family`."""
+
+    def shapes(self, module: nn.Module) -> dict[str, tuple[int, int]]:
+        """One table."""
+        table = cast("nn.Embedding | nn.EmbeddingBag", module)
+        return {"weight": (table.num_embeddings, table.embedding_dim)}
+
+    def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
+        """The table, [rows, width]."""
+        return {"weight": cast("TableTwin", twin).weight.detach()}
+
+
+class EmbeddingFamily(TableFamily):
     """See `nn.Family`."""
 
     def prepare(self, module: nn.Module, layer: LayerPlan) -> nn.Module:
         """An `EmbeddingTwin`."""
         return EmbeddingTwin(cast("nn.Embedding", module), layer)
-
-    def shapes(self, module: nn.Module) -> dict[str, tuple[int, int]]:
-        """One table."""
-        table = cast("nn.Embedding", module)
-        return {"weight": (table.num_embeddings, table.embedding_dim)}
-
-    def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
-        """The table, [rows, width]."""
-        return {"weight": cast("nn.Embedding", twin).weight.detach()}
 
     def convert(self, twin: nn.Module) -> nn.Module:
         """An `IntegerEmbedding`."""

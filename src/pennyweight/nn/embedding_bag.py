@@ -10,28 +10,19 @@ from torch import Tensor, nn
 
 from pennyweight.errors import InputError, UnrealisableSite
 from pennyweight.nn import twins
+from pennyweight.nn.embedding import TableFamily, TableTwin
 from pennyweight.nn.integer import IntegerWeight
 from pennyweight.plan import LayerPlan
-from pennyweight.qtensor import QTensor
 
 
-class EmbeddingBagTwin(nn.EmbeddingBag):
-    """Reads the solved weight once there is one, the shared parameter before."""
-
-    def __init__(self, module: nn.EmbeddingBag, layer: LayerPlan) -> None:
-        nn.Module.__init__(self)
-        for name, value in vars(module).items():
-            if not name.startswith("_"):
-                setattr(self, name, value)
-        self.weight = module.weight
-        self.layer = layer
-        self.solved: dict[str, QTensor] = {}
+class EmbeddingBagTwin(TableTwin, nn.EmbeddingBag):
+    """Sums, averages or maximises rows of the table."""
 
     def forward(
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None  # noqa: A002
     ) -> Tensor:  # fmt: skip
         """As `nn.EmbeddingBag`."""
-        weight = self.solved["weight"].dequantize() if self.solved else self.weight
+        weight = self.table()
         return F.embedding_bag(
             input, weight, offsets, mode=self.mode, per_sample_weights=per_sample_weights,
             include_last_offset=self.include_last_offset, padding_idx=self.padding_idx,
@@ -103,7 +94,7 @@ class IntegerEmbeddingBag(IntegerWeight):
         return total / counts.unsqueeze(-1).to(total.dtype)
 
 
-class EmbeddingBagFamily:
+class EmbeddingBagFamily(TableFamily):
     """See `nn.Family`."""
 
     def prepare(self, module: nn.Module, layer: LayerPlan) -> nn.Module:
@@ -120,15 +111,6 @@ class EmbeddingBagFamily:
                 hint=f"Keep it in float: recipe.keep({layer.name!r}).",
             )
         return EmbeddingBagTwin(bag, layer)
-
-    def shapes(self, module: nn.Module) -> dict[str, tuple[int, int]]:
-        """One table."""
-        bag = cast("nn.EmbeddingBag", module)
-        return {"weight": (bag.num_embeddings, bag.embedding_dim)}
-
-    def matrices(self, twin: nn.Module) -> dict[str, Tensor]:
-        """The table, [rows, width]."""
-        return {"weight": cast("nn.EmbeddingBag", twin).weight.detach()}
 
     def convert(self, twin: nn.Module) -> nn.Module:
         """An `IntegerEmbeddingBag`."""
