@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pennyweight.errors import InputError, UnrealisableSite
+from pennyweight.passes.solve import sqnr
 from pennyweight.pipeline import prepare, quantize, state
 from pennyweight.plan import Rule
 from pennyweight.program.interpret import interpret
@@ -16,17 +17,6 @@ from pennyweight.recipe import Recipe
 from pennyweight.spec import QuantSpec
 
 N, L, S, E, H = 3, 5, 7, 16, 4
-
-
-@pytest.fixture(autouse=True)
-def _inference():
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-
-
-def sqnr(want, got):
-    return float(10 * torch.log10((want**2).sum() / ((want - got) ** 2).sum()))
 
 
 class Model(nn.Module):

@@ -11,13 +11,6 @@ from pennyweight.program.interpret import interpret
 from pennyweight.program.lower import lower
 
 
-@pytest.fixture(autouse=True)
-def _inference():
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-
-
 class Model(nn.Module):
     """A bag of words, then a linear layer."""
 

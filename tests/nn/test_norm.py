@@ -6,20 +6,10 @@ import torch
 from torch import nn
 
 from pennyweight.nn.norm import IntegerBatchNorm
+from pennyweight.passes.solve import sqnr
 from pennyweight.pipeline import prepare, quantize, state
 from pennyweight.program.interpret import interpret
 from pennyweight.program.lower import lower
-
-
-@pytest.fixture(autouse=True)
-def _inference():
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-
-
-def sqnr(want, got):
-    return float(10 * torch.log10((want**2).sum() / ((want - got) ** 2).sum()))
 
 
 class Dense(nn.Module):

@@ -9,6 +9,7 @@ import pennyweight as pw
 from pennyweight.nn.attention import IntegerMultiheadAttention
 from pennyweight.nn.linear import IntegerLinear
 from pennyweight.nn.transformer import take_plain_paths
+from pennyweight.passes.solve import sqnr
 from pennyweight.pipeline import clone, quantize, state
 from pennyweight.program.interpret import interpret
 from pennyweight.program.lower import lower
@@ -16,17 +17,6 @@ from pennyweight.recipe import Recipe
 
 N, T, E = 4, 6, 16
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def _inference():
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-
-
-def sqnr(want, got):
-    return float(10 * torch.log10((want**2).sum() / ((want - got) ** 2).sum()))
 
 
 def random_norms(model):

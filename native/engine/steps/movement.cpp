@@ -287,32 +287,37 @@ void build_concat(Builder& b, int number) {
   }
 }
 
-void build_pad(Builder& b, int number) {
+namespace {
+
+// The result filled with the op's value, and the operand laid into it.
+void fill_and_place(Builder& b, const OpNode& op, int64_t offset, const std::vector<int64_t>& strides) {
   Plan& plan = b.plan;
-  const OpNode& op = plan.ops[number];
-  const Value &in = plan.values[op.in[0]], &out = plan.values[op.out[0]];
+  const Value& in = plan.values[op.in[0]];
   b.add(fill_step(plan, op.out[0], op.attrs.at("value").kind == 0 ? double(op.integer("value")) : op.real("value")));
-  const auto& pads = op.ints("pads");
-  int64_t offset = 0;
-  for (size_t i = 0; i < in.dims.size(); ++i) offset += pads[i] * out.strides[i];
-  auto step = copy_step(plan, op.in[0], 0, in.strides, op.out[0], offset, out.strides, in.dims);
+  auto step = copy_step(plan, op.in[0], 0, in.strides, op.out[0], offset, strides, in.dims);
   step->ops = op.kind;
   step->site = op.site;
   b.add(std::move(step));
 }
 
-void build_stuff(Builder& b, int number) {
+}  // namespace
+
+void build_pad(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode& op = plan.ops[number];
   const Value &in = plan.values[op.in[0]], &out = plan.values[op.out[0]];
-  b.add(fill_step(plan, op.out[0], op.attrs.at("value").kind == 0 ? double(op.integer("value")) : op.real("value")));
-  std::vector<int64_t> to = out.strides;
+  const auto& pads = op.ints("pads");
+  int64_t offset = 0;
+  for (size_t i = 0; i < in.dims.size(); ++i) offset += pads[i] * out.strides[i];
+  fill_and_place(b, op, offset, out.strides);
+}
+
+void build_stuff(Builder& b, int number) {
+  const OpNode& op = b.plan.ops[number];
+  std::vector<int64_t> to = b.plan.values[op.out[0]].strides;
   const auto& factors = op.ints("factors");
   for (size_t i = 0; i < to.size(); ++i) to[i] *= factors[i];
-  auto step = copy_step(plan, op.in[0], 0, in.strides, op.out[0], 0, to, in.dims);
-  step->ops = op.kind;
-  step->site = op.site;
-  b.add(std::move(step));
+  fill_and_place(b, op, 0, to);
 }
 
 namespace {
