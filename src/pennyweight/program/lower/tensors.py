@@ -57,6 +57,23 @@ def _index(b: Builder, args: Any, kwargs: Any) -> Value:
     return b.emit("gather_nd", [x, *(as_integer(b, v) for v in values)])
 
 
+@handles("aten.gather.default")
+def _gather(b: Builder, args: Any, kwargs: Any) -> Value:
+    """`y[i, j, ...] = x[i, index[i, j, ...], ...]`: every other axis is indexed by its own places."""
+    x, index = b.value(args[0]), as_integer(b, b.value(args[2]))
+    axis = args[1] % x.rank
+    places = []
+    for i in range(x.rank):
+        if i == axis:
+            places.append(index)
+            continue
+        line = b.emit("iota", [], size=index.shape[i], step=1, start=0)
+        places.append(
+            b.emit("reshape", [line], shape=[index.shape[i] if k == i else 1 for k in range(x.rank)])
+        )
+    return b.emit("gather_nd", [x, *places])
+
+
 @handles("aten.index_select.default")
 def _index_select(b: Builder, args: Any, kwargs: Any) -> Value:
     x = b.value(args[0])
