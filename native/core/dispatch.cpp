@@ -54,6 +54,8 @@ struct Slot;
   void gemm_codes(const GemmCodesArgs&);                  \
   void pack(const PackArgs&);                             \
   void interleave(const InterleaveArgs&);                 \
+  void fake_quantize(const FakeArgs&);                    \
+  void fake_gradient(const FakeArgs&);                    \
   }
 PW_DECLARE(scalar)
 PW_DECLARE(avx2)

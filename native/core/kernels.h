@@ -87,6 +87,22 @@ struct DepthwiseArgs {
 };
 using DepthwiseFn = void (*)(const DepthwiseArgs&);
 
+// ---- training --------------------------------------------------------------------------------------------------
+
+// One stretch of values under one scale. t = x * r, q = clamp(rint(t), lo, hi) with the zero point taken out of the
+// bounds.  fake_quantize: y = q * s.  fake_gradient: y = g * (1 + delta * sign(g) * (t - rint(t))) inside the bounds, 0
+// outside; sums: of g * (rint(t) - t) inside, of g below, of g above.
+struct FakeArgs {
+  const void* x;
+  const void* g;
+  void* y;
+  int64_t n;
+  bool bf16;
+  float r, s, lo, hi, delta;
+  double* sums;
+};
+using FakeFn = void (*)(const FakeArgs&);
+
 // ---- elementwise -------------------------------------------------------------------------------------------------
 
 struct QuantizeArgs {  // q = clamp(rint(x * r) + zero, lo, hi)

@@ -1,5 +1,5 @@
 """The opaque torch ops `pennyweight::*` that converted modules call; `torch.export` keeps each as one node."""
 
-from pennyweight.kernels import ops
+from pennyweight.kernels import fake, ops
 
-__all__ = ["ops"]
+__all__ = ["fake", "ops"]

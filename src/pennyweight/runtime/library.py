@@ -91,6 +91,14 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pw_plan_steps": (c.c_int, [_P]),
     "pw_plan_step": (c.c_int, [_P, c.c_int, c.POINTER(StepInfo)]),
     "pw_plan_arena_bytes": (c.c_int64, [_P]),
+    "pw_fake_quantize": (
+        c.c_int,
+        [c.c_int, _P, _P, c.c_int64, c.c_int64, _P, _P, c.c_float, c.c_float, c.c_int],
+    ),
+    "pw_fake_gradient": (
+        c.c_int,
+        [c.c_int, _P, _P, _P, c.c_int64, c.c_int64, _P, _P, c.c_float, c.c_float, c.c_float, _P, c.c_int],
+    ),
 }
 
 
