@@ -126,6 +126,82 @@ def test_symbolic_traces():
         torch.testing.assert_close(back(x), model(x))
 
 
+class Random(nn.Module):
+    """Everything that heeds the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8, eps=1e-3, momentum=0.03)
+        self.drop = nn.Dropout(0.3)
+        self.planes = nn.Dropout2d(0.2)
+        self.alpha = nn.AlphaDropout(0.1)
+        self.slope = nn.RReLU(0.1, 0.4)
+        self.table = nn.Embedding(5, 8, padding_idx=2)
+        self.mha = nn.MultiheadAttention(8, 2, dropout=0.15, batch_first=True)
+
+    def forward(self, x, ids):
+        x = self.planes(self.slope(self.norm(self.conv(x))))
+        x = F.dropout(self.alpha(self.drop(x)), 0.25, self.training).mean((2, 3))
+        y = x[:, None] + self.table(ids)
+        return self.mha(y, y, y, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_heeds_the_mode_comes_back_alive(strict):
+    torch.manual_seed(0)
+    model = Random().train()
+    x, ids = torch.randn(2, 3, 6, 6), torch.randint(0, 5, (2, 4))
+    back = modularize(torch.export.export(model, (x, ids), strict=strict).module(), keep_modes=True)
+    assert back.norm.training and back.drop.training
+    assert (back.norm.eps, back.norm.momentum) == (1e-3, 0.03)
+    assert [back.drop.p, back.planes.p, back.alpha.p, back.get_submodule("dropout_1").p] == [
+        0.3,
+        0.2,
+        0.1,
+        0.25,
+    ]
+    assert (back.slope.lower, back.slope.upper) == (0.1, 0.4)
+    assert (type(back.planes), back.table.padding_idx) == (nn.Dropout2d, 2)
+    assert sorted(n for n, _ in back.mha.named_children()) == [
+        "in_proj", "out_proj", "scaled_dot_product_attention",
+    ]  # fmt: skip
+    back.norm.reset_running_stats()
+    model.norm.reset_running_stats()
+    for _ in range(3):  # the same random numbers, the same statistics, each batch counted once
+        torch.manual_seed(1)
+        a = model(x, ids)
+        torch.manual_seed(1)
+        torch.testing.assert_close(back(x, ids), a)
+    model, back = model.eval(), back.eval()
+    torch.testing.assert_close(back(x, ids), model(x, ids))
+    assert int(back.norm.num_batches_tracked) == 6  # three of each: the exporter shares buffers
+
+
+def test_a_graph_made_in_eval_mode_trains():
+    model, x = (
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=None), nn.Dropout(0.5)).eval(),
+        torch.randn(64, 4),
+    )
+    back = modularize(exported(model, x))
+    assert back.get_submodule("1").momentum is None
+    before = back(x)
+    assert torch.equal(before, model(x))
+    back.train()
+    assert (back(x) == 0).float().mean() > 0.2
+    assert not torch.equal(back.eval()(x), before)  # the statistics moved
+    assert int(back.get_submodule("1").num_batches_tracked) == 1
+
+
+def test_names_are_those_of_the_recorder(cnn, pictures):
+    graph_module = exported(cnn, pictures[0])
+    nodes = [n.name for n in graph_module.graph.nodes]
+    back = modularize(graph_module)
+    recorded = [node.name for node in pw.record(back, (pictures[0],)) if node.kind in ("module", "call")]
+    assert [back.names[n] for n in nodes if n in back.names] == recorded
+    assert back.names["add"] == ":add/0" and back.names["conv2d"] == "stem"
+
+
 def test_computed_weights_and_training_norms_stay_functions():
     class Odd(nn.Module):
         def __init__(self):
