@@ -18,10 +18,13 @@ from pennyweight.graph.record import record as record_graph
 from pennyweight.journal import Journal
 from pennyweight.nn import twins
 from pennyweight.nn.calls import CallTwin, convert_call
-from pennyweight.nn.fake import ActivationQuantizer
+from pennyweight.nn.fake import ActivationQuantizer, Quantizer
 from pennyweight.nn.sites import CALLS, install
 from pennyweight.nn.transformer import take_plain_paths
 from pennyweight.passes import Context, replace_module
+from pennyweight.passes.fold_batch_norm import FoldBatchNorm
+from pennyweight.passes.solve import Solve
+from pennyweight.passes.train import Train, live_norms
 from pennyweight.plan import LEAVES, LayerPlan, Plan, make_plan
 from pennyweight.progress import track
 from pennyweight.recipe import Recipe
@@ -40,6 +43,7 @@ class State:
     graph: Graph
     example: Any = None
     functional_bias: dict[str, str] = field(default_factory=dict)
+    folds: dict[str, str] = field(default_factory=dict)  # layer to the norm that it takes in at conversion
 
 
 def state(model: nn.Module) -> State:
@@ -104,15 +108,19 @@ def prepare(
     log = Journal() if journal is None else journal
     root = clone(model)
     take_plain_paths(root)
-    if root.training:
+    modes = {path: module.training for path, module in root.named_modules()}
+    if root.training and not recipe.trains:
         log.add("note", text="the model was in training mode; it is quantized in eval mode")
-        root.eval()
+    root.eval()
     log.add("recipe", name=recipe.name, seed=seed)
     context = Context(root, record(root, example), log, seed=seed)
     context.rerecord = lambda: record(root, example)
     recipe.run(context, "float")
     context.graph = record(root, example)
+    folds: dict[str, str] = {}
     plan = make_plan(context.graph, recipe.rules, matrix_shapes(root, context.graph))
+    if recipe.trains:
+        root, folds = _with_live_norms(model, example, recipe, log)
     for name, reason in plan.kept.items():
         log.add("kept", name, reason=reason)
     for site, spec in plan.sites().items():
@@ -124,8 +132,41 @@ def prepare(
         if bias or any(m.param for m in root.modules() if isinstance(m, CallTwin)):
             with torch.no_grad():
                 call(root, example)  # functional layers learn their geometry
-    setattr(root, "_pennyweight", State("prepared", recipe, plan, log, context.graph, example, bias))  # noqa: B010
+    context.model, context.plan = root, plan
+    recipe.run(context, "train")
+    if recipe.trains:
+        _restore_modes(root, modes)
+    done = State("prepared", recipe, plan, log, context.graph, example, bias, folds)
+    setattr(root, "_pennyweight", done)  # noqa: B010
     return root
+
+
+def _with_live_norms(
+    model: nn.Module, example: Any, recipe: Recipe, log: Journal
+) -> tuple[nn.Module, dict[str, str]]:
+    """The model to be trained: batch norms alive where the plan counts on their being folded at conversion.
+
+    Returns it, and the path of each norm by that of its layer.
+    """
+    folds = {event.site: str(event.data["norm"]) for event in log.events if event.kind == "fold"}
+    root = clone(model).eval()
+    take_plain_paths(root)
+    context = Context(root, record(root, example), log)
+    context.rerecord = lambda: record(root, example)
+    for step in recipe.passes:
+        if step.stage == "float" and not isinstance(step, FoldBatchNorm):
+            step.run(context)
+    live_norms(root, folds)
+    return root, folds
+
+
+def _restore_modes(root: nn.Module, modes: dict[str, bool]) -> None:
+    """Train or eval mode as the model was given; what is new takes after what it stands in."""
+    for path, module in root.named_modules():
+        around = path
+        while around not in modes:
+            around = around.rpartition(".")[0]
+        module.training = modes[around]
 
 
 def matrix_shapes(root: nn.Module, graph: Graph) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -183,6 +224,9 @@ def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> n
             f"the model is {st.stage}, not prepared", hint="Calibrate once, after pw.prepare."
         )
     found = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
+    modes = {path: module.training for path, module in model.named_modules()}
+    if st.recipe.trains:  # calibration sees the float model, and changes nothing but ranges
+        _switch(model.eval(), False)
     needs = st.recipe.needs()
     if found and needs:
         for quantizer in found:
@@ -204,12 +248,29 @@ def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> n
         st.journal.add("calibration", batches=seen)
     context = Context(model, st.graph, st.journal, st.plan)
     st.recipe.run(context, "calibrate")
-    st.recipe.run(context, "solve")
+    if st.recipe.trains:
+        for step in st.recipe.passes:
+            if isinstance(step, Solve):
+                step.run(context)
+        for step in st.recipe.passes:
+            if isinstance(step, Train):
+                step.initialise(context)
+        _switch(model, True)
+        _restore_modes(model, modes)
+    else:
+        st.recipe.run(context, "solve")
     for quantizer in found:
         quantizer.statistics.clear()
         quantizer.active = True
     st.stage = "calibrated"
     return model
+
+
+def _switch(model: nn.Module, active: bool) -> None:
+    """Rounding on or off everywhere."""
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            module.active = active
 
 
 def _check_finite(batch: Any, index: int) -> None:
@@ -233,11 +294,14 @@ def convert(model: nn.Module) -> nn.Module:
         CalibrationError: if the model is not calibrated.
     """
     st = state(model)
-    if st.stage != "calibrated":
+    if st.stage != "calibrated" and not (st.recipe.trains and st.stage == "prepared"):
         raise CalibrationError(f"the model is {st.stage}, not calibrated", hint="Call pw.calibrate first.")
     before = model_bytes(model)
     params = dict(model.named_parameters())
     root = clone(model)
+    for step in st.recipe.passes:
+        if isinstance(step, Train):
+            step.finish(root, st.folds)
     for module in list(root.modules()):
         layer = getattr(module, "layer", None)
         if isinstance(module, CallTwin):

@@ -387,7 +387,7 @@ def _fresh(graph: Graph, node: Node, layers: dict[str, LayerPlan]) -> int | None
 
 
 def _ties(graph: Graph, layers: dict[str, LayerPlan]) -> tuple[tuple[Site, ...], ...]:
-    """Group the calibrated sites that read the same values: union of values over moves and joins."""
+    """Group the calibrated sites that read the same values on the same grid: union of values over moves and joins."""
     parent: dict[Ref, Ref] = {}
 
     def root(ref: Ref) -> Ref:
@@ -415,14 +415,14 @@ def _ties(graph: Graph, layers: dict[str, LayerPlan]) -> tuple[tuple[Site, ...],
             if node.op in ops.MOVES or refs[0] not in accumulators:
                 for out in outs:
                     union(refs[0], out)
-    groups: dict[Ref, dict[Site, None]] = {}
+    groups: dict[tuple[Ref, QuantSpec], dict[Site, None]] = {}
     for node in graph:
         layer = layers.get(node.name) if node.kind in ("module", "call") else None
         if layer is None or layer.dynamic:
             continue
         for position, ref in enumerate(node.inputs):
             if ref is not None and position in layer.inputs:
-                groups.setdefault(root(ref), {})[layer.input_site(position)] = None
+                groups.setdefault((root(ref), layer.inputs[position]), {})[layer.input_site(position)] = None
     merged = _merge([list(g) for g in groups.values()])
     return tuple(tuple(sorted(g)) for g in merged if len(g) > 1)
 

@@ -25,7 +25,7 @@ class Recipe:
     Args:
         name: for the journal and the file.
         rules: see `Rule`.
-        passes: see `Pass`; stages run in the order float, calibrate, solve.
+        passes: see `Pass`; stages run in the order float, train, calibrate, solve.
 
     >>> Recipe.parse(Recipe.preset("int8").to_text()) == Recipe.preset("int8")
     True
@@ -87,6 +87,11 @@ class Recipe:
     def keep(self, *matches: str, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> Recipe:
         """The same recipe with these layers (globs) left in float."""
         return self.with_rules(*(Rule(m, keep=dtype) for m in matches))
+
+    @property
+    def trains(self) -> bool:
+        """Whether a model prepared with it trains."""
+        return any(step.stage == "train" for step in self.passes)
 
     def needs(self) -> set[str]:
         """Statistics that any pass asks for."""

@@ -20,6 +20,7 @@ from pennyweight.nn import twins
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.nn.integer import bias_codes, unsigned_params
 from pennyweight.nn.linear import IntegerLinear, activation_quantizer
+from pennyweight.nn.rounding import rounded
 from pennyweight.plan import ATTENTION_INNER, LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -156,7 +157,7 @@ class MultiheadAttentionTwin(Attention, nn.MultiheadAttention):
     def project(self, role: str, x: Tensor) -> Tensor:
         """See `Attention`."""
         quantizer, (name, rows) = self.quantizer(role), self.weight_rows(role)
-        weight = self.solved[name].dequantize() if self.solved else getattr(self, name)
+        weight = rounded(self, name, getattr(self, name))
         x = x if quantizer is None else quantizer(x)
         return self._inner(role, F.linear(x, weight[rows], self.bias_rows(role)))
 
@@ -167,8 +168,7 @@ class MultiheadAttentionTwin(Attention, nn.MultiheadAttention):
 
     def combine(self, context: Tensor) -> Tensor:
         """See `Attention`."""
-        solved = self.solved.get("out_proj.weight")
-        weight = self.out_proj.weight if solved is None else solved.dequantize()
+        weight = rounded(self, "out_proj.weight", self.out_proj.weight)
         return F.linear(self._inner("context", context), weight, self.out_proj.bias)
 
 

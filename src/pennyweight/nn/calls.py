@@ -16,6 +16,7 @@ from pennyweight.nn.conv import backward_weight, conv_matrix, forward_weight
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.nn.integer import IntegerWeight, bias_codes, unsigned_params
 from pennyweight.nn.linear import activation_quantizer
+from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -53,12 +54,12 @@ class CallTwin(nn.Module):
         weight = bound[1]
         self.geometry = bound[3:]
         self.weight_shape = tuple(weight.shape)
-        if self.solved:
-            transposed, groups = is_transposed(self.layer.kind), conv_groups(self.layer.kind, bound)
-            forward = (
-                self.solved["weight"].dequantize().reshape(forward_weight(weight, transposed, groups).shape)
-            )
-            weight = backward_weight(forward, transposed, groups)
+        transposed, groups = is_transposed(self.layer.kind), conv_groups(self.layer.kind, bound)
+        forward = forward_weight(weight, transposed, groups)
+        matrix = forward.flatten(1)
+        used = rounded(self, "weight", matrix)
+        if used is not matrix:
+            weight = backward_weight(used.reshape(forward.shape), transposed, groups)
         return (bound[0], weight, *bound[2:])
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from pennyweight.nn import twins
 from pennyweight.nn.integer import IntegerWeight, bias_codes
 from pennyweight.nn.linear import activation_quantizer, shifted
+from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -64,10 +65,11 @@ class ConvTwin(_ConvNd):
         """[N, in, *size] -> [N, out, *size']."""
         x = input if self.input is None else self.input(input)
         weight, bias = self.weight, shifted(self.bias, self.bias_shift)
-        if self.solved:
-            shape = forward_weight(weight, self.transposed, self.groups).shape
-            solved = self.solved["weight"].dequantize().reshape(shape)
-            weight = backward_weight(solved, self.transposed, self.groups)
+        forward = forward_weight(weight, self.transposed, self.groups)
+        matrix = forward.flatten(1)
+        used = rounded(self, "weight", matrix)
+        if used is not matrix:
+            weight = backward_weight(used.reshape(forward.shape), self.transposed, self.groups)
         dims = len(self.kernel_size)
         if self.transposed:
             extra: Any = self.output_padding

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pennyweight.nn import twins
 from pennyweight.nn.integer import IntegerWeight
+from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -28,8 +29,8 @@ class TableTwin(nn.Module):
         self.solved: dict[str, QTensor] = {}
 
     def table(self) -> Tensor:
-        """The solved weight once there is one, the shared parameter before, [rows, width]."""
-        return self.solved["weight"].dequantize() if self.solved else self.weight
+        """The weight as `rounding.rounded` gives it, [rows, width]."""
+        return rounded(self, "weight", self.weight)
 
 
 class EmbeddingTwin(TableTwin, nn.Embedding):

@@ -1,42 +1,126 @@
-"""The quantizer of one activation: observes, then rounds."""
+"""The quantizers of activations and weights: they observe, then round; in training, with a gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pennyweight.errors import EmptyCalibration, NonFinite
-from pennyweight.formats import grids
-from pennyweight.qtensor import QParams
-from pennyweight.ranges import RangeRule
+from pennyweight.gradients import Estimator
+from pennyweight.gradients.affine import bounds
+from pennyweight.nn.ranks import agreed
+from pennyweight.qtensor import QParams, QTensor, quantize
+from pennyweight.ranges import TINY, RangeRule, params_of_range
 from pennyweight.spec import QuantSpec
 from pennyweight.stats import Statistic, stats
 from pennyweight.stats.moments import Moments
 
+_STORED = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
-class ActivationQuantizer(nn.Module):
-    """Stands at one site. Off it is the identity; observing it feeds statistics; active it rounds.
 
-        x' = (clamp(rint(x * r) + z, qmin, qmax) - z) * s,   r = float32(1 / s)
+class Quantizer(nn.Module):
+    """Stands at one site; in training it rounds as its estimator says, with that estimator's gradient.
 
-    Pseudo-gradient when active: 1 inside the range, 0 outside (clipped straight-through estimator).
-    scale, zero: 0-d float32 buffers, NaN until calibrated. `axis` is where the channels of x are; sites without
-    one keep no statistics by channel.
+    Attributes:
+        active: whether it rounds.
+        following: whether ranges that are not learned follow what is seen, in train mode.
+        estimator: how it trains; None where it does not.
+        learned: the trained tensors by name.
+        fresh: whether it has no range yet.
     """
 
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, spec: QuantSpec, site: str, axis: int | None = None) -> None:
+    def __init__(self, spec: QuantSpec, site: str) -> None:
         super().__init__()
-        self.spec, self.site, self.axis = spec, site, axis
+        self.spec, self.site = spec, site
+        self.active, self.following, self.fresh = False, False, True
+        self.estimator: Estimator | None = None
+        self.learned = nn.ParameterDict()
+
+    def held(self) -> Mapping[str, Tensor]:
+        """Everything an estimator may read: scale, zero, and what is learned in their stead."""
+        return {"scale": self.scale, "zero": self.zero, **dict(self.learned.items())}
+
+    def set(self, params: QParams) -> None:
+        """Use these parameters, and train on from them."""
+        self._store(params)
+        self.fresh = False
+        if self.estimator is not None:
+            for name, value in self.estimator.start(params, self.spec).items():
+                value = value.reshape(-1) if value.ndim == 0 else value
+                if name in self.learned:
+                    self.learned[name].data.copy_(value.reshape(self.learned[name].shape))
+                else:
+                    self.learned[name] = nn.Parameter(value.float())
+
+    def _store(self, params: QParams) -> None:
+        self.scale = params.scale.detach().float().reshape(self.scale.shape).clone()
+        zero = torch.zeros_like(self.scale) if params.zero is None else params.zero.detach().float()
+        self.zero = zero.reshape(self.scale.shape).clone()
+
+    def settle(self) -> None:
+        """Write what is learned into scale and zero."""
+        if self.estimator is not None and self.learned and not self.fresh:
+            params = self.estimator.params({k: v.detach() for k, v in self.held().items()}, self.spec)
+            self._store(QParams(params.scale.abs().clamp_min(1e-12), params.zero))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether parameters are set."""
+        return bool(torch.isfinite(self.scale).all())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.fresh = not self.calibrated
+
+
+class ActivationQuantizer(Quantizer):
+    """Stands at one site. Off it is the identity; observing it feeds statistics; active it rounds.
+
+        x' = (clamp(rint(x * r) + z, qmin, qmax) - z) * s,   r = float32(1 / s)
+
+    Pseudo-gradient when active: that of its estimator; without one 1 inside the range, 0 outside (clipped
+    straight-through estimator). In training a range that is not learned follows the batches' extremes,
+
+        lo <- lo + rate * (min x - lo),  hi likewise
+
+    over all ranks of a process group. scale, zero: 0-d float32 buffers, NaN until there is a range; lo, hi likewise.
+    `axis` is where the channels of x are; sites without one keep no statistics by channel.
+    """
+
+    lo: Tensor
+    hi: Tensor
+
+    def __init__(self, spec: QuantSpec, site: str, axis: int | None = None) -> None:
+        super().__init__(spec, site)
+        self.axis = axis
         self.statistics: dict[str, Statistic] = {}
-        self.observing, self.active = False, False
+        self.observing = False
         self.batches = 0
+        self.rate = 0.01
         self.register_buffer("scale", torch.tensor(float("nan")))
         self.register_buffer("zero", torch.tensor(float("nan")))
+
+    def train_through(self, estimator: Estimator, rate: float) -> None:
+        """Round with a gradient from now on, in train and eval mode alike; ranges follow in train mode alone."""
+        self.estimator, self.rate = estimator, rate
+        self.active, self.following = True, True
+        self.register_buffer("lo", torch.tensor(float("nan")))
+        self.register_buffer("hi", torch.tensor(float("nan")))
+        for name in estimator.start(QParams(torch.ones(()), torch.zeros(())), self.spec):
+            self.learned[name] = nn.Parameter(torch.ones(1))
+
+    def set(self, params: QParams) -> None:
+        """Use these parameters."""
+        super().set(params)
+        if self.estimator is not None:
+            low, high = bounds(self.spec)
+            self.lo, self.hi = (low - self.zero) * self.scale, (high - self.zero) * self.scale
 
     def observe(self, needs: set[str]) -> None:
         """Collect these statistics from now on."""
@@ -50,9 +134,37 @@ class ActivationQuantizer(nn.Module):
         """Any shape to the same shape."""
         if self.observing:
             self._update(x)
-        if self.active:
-            return fake_quantize_per_tensor(x, self.scale, self.zero, self.spec)
-        return x
+        if self.estimator is None:
+            return fake_quantize_per_tensor(x, self.scale, self.zero, self.spec) if self.active else x
+        if self.training and self.following and (self.fresh or not self.learned):
+            self._follow(x.detach())
+        if not self.active or self.fresh:
+            return x
+        count = x.numel() // x.shape[0] if x.ndim > 1 and x.shape[0] else x.numel()
+        return self.estimator.round(x, self.held(), self.spec, count)
+
+    def _follow(self, x: Tensor) -> None:
+        """Take a batch's range in: the first one, or into the average."""
+        if not x.numel():
+            return
+        assert self.estimator is not None
+        if self.learned:
+            params = self.estimator.first(x, self.spec)
+            self.set(QParams(agreed(params.scale, "mean"), params.zero if params.zero is None else agreed(
+                params.zero, "max")))  # fmt: skip
+            return
+        lo, hi = torch.aminmax(x.float())
+        ends = agreed(torch.stack([-lo, hi]), "max")
+        if not bool(torch.isfinite(ends).all()):
+            raise NonFinite(
+                "NaN or infinite values in training", site=self.site, shapes=str(tuple(x.shape)),
+                hint="Look at the learning rate, or at the layers before this site.",
+            )  # fmt: skip
+        lo, hi = -ends[0], ends[1]
+        if not self.fresh:
+            lo, hi = self.lo + self.rate * (lo - self.lo), self.hi + self.rate * (hi - self.hi)
+        self._store(params_of_range(lo, hi, self.spec))
+        self.lo, self.hi, self.fresh = lo, hi, False
 
     def _update(self, x: Tensor) -> None:
         if x.numel() and not bool(torch.isfinite(x).all()):
@@ -102,25 +214,130 @@ class ActivationQuantizer(nn.Module):
             )
         return rule(statistic, self.spec)
 
-    def set(self, params: QParams) -> None:
-        """Use these parameters."""
-        self.scale = params.scale.float().reshape(()).clone()
-        self.zero = torch.zeros(()) if params.zero is None else params.zero.float().reshape(()).clone()
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether parameters are set."""
-        return bool(torch.isfinite(self.scale))
-
     def extra_repr(self) -> str:
         """Spec and state, for printing."""
         return f"{self.spec}, scale={float(self.scale):.4g}, zero={float(self.zero):.4g}"
 
 
-def bounds(spec: QuantSpec) -> tuple[int, int]:
-    """Least and greatest code of an integer grid."""
-    levels = grids[spec.grid].levels()
-    return int(levels[0]), int(levels[-1])
+class WeightQuantizer(Quantizer):
+    """Rounds a weight in training. Without a learned scale the range is that of the weight as it is.
+
+    scale, zero: float32 buffers, `spec.scale_shape` of the matrix view.
+    """
+
+    def __init__(self, spec: QuantSpec, site: str, matrix: Tensor, estimator: Estimator) -> None:
+        super().__init__(spec, site)
+        self.active, self.following = True, True
+        self.penalty: Tensor | None = None
+        self.dampened = False
+        shape = spec.scale_shape(tuple(matrix.shape))
+        self.register_buffer("scale", torch.ones(shape, device=matrix.device))
+        self.register_buffer("zero", torch.zeros(shape, device=matrix.device))
+        self.estimator: Estimator = estimator
+        self.set(estimator.first(estimator.latent(matrix.detach()), spec))
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """[rows, columns] to the same, rounded."""
+        if not self.active:
+            return matrix
+        count = matrix.numel() // max(self.scale.numel(), 1)
+        held = self._held(matrix)
+        y = self.estimator.round(matrix, held, self.spec, count)
+        if self.dampened:
+            self.penalty = self._distance(matrix, y, held)
+        return y
+
+    def _held(self, matrix: Tensor) -> Mapping[str, Tensor]:
+        held = dict(self.held())
+        if not self.learned and self.following:
+            params = self.estimator.first(self.estimator.latent(matrix.detach()), self.spec)
+            if self.training:
+                self._store(params)
+            held["scale"] = params.scale
+            held["zero"] = torch.zeros_like(params.scale) if params.zero is None else params.zero
+        stored = _STORED.get(str(self.spec.scale))
+        if stored is not None:
+            scale = held["scale"]
+            held["scale"] = scale + (scale.to(stored).float() - scale).detach()
+        return held
+
+    def _distance(self, matrix: Tensor, rounded: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+        """`sum (w' - clamp(w, s qmin, s qmax))^2`, a gradient into w alone. Nagel et al. 2022, equation 7."""
+        low, high = bounds(self.spec)
+        shape = self.spec.scale_shape(tuple(matrix.shape))
+        params = self.estimator.params({k: v.detach() for k, v in held.items()}, self.spec)
+        scale = params.scale.abs()
+        zero = torch.zeros_like(scale) if params.zero is None else params.zero
+        spread = [n // b for n, b in zip(matrix.shape, shape, strict=True)]
+        ends = []
+        for code in (low, high):
+            end = (code - zero) * scale
+            for axis, repeats in enumerate(spread):
+                end = end.repeat_interleave(repeats, axis)
+            ends.append(end)
+        latent = torch.minimum(torch.maximum(self.estimator.latent(matrix), ends[0]), ends[1])
+        return ((rounded.detach() - latent) ** 2).sum()
+
+    def codes(self, matrix: Tensor) -> QTensor:
+        """The weight as it is converted."""
+        held = {k: v.detach() for k, v in self._held(matrix).items()}
+        params = self.estimator.params(held, self.spec)
+        zero = params.zero if self.spec.zero != "none" else None
+        latent = self.estimator.latent(matrix.detach().float())
+        return quantize(latent, self.spec, QParams(params.scale.abs().clamp_min(1e-12), zero))
+
+    def extra_repr(self) -> str:
+        """Spec, for printing."""
+        return str(self.spec)
+
+
+class RunTimeQuantizer(Quantizer):
+    """Ranges every row, or the whole tensor, as it comes, and rounds it: training for dynamic activations.
+
+        s = (hi - lo) / 255,  z = clamp(rint(-lo / s), 0, 255),  zero within [lo, hi];  dx'/dx = 1
+
+    Per token over the last axis, unless the spec has one scale per tensor. Nothing is learned.
+    """
+
+    def __init__(self, spec: QuantSpec, site: str) -> None:
+        super().__init__(spec, site)
+        self.active = True
+        self.register_buffer("scale", None)
+        self.register_buffer("zero", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., n] to the same."""
+        if not self.active or not x.numel():
+            return x
+        scale, zero = dynamic_params(x.detach(), not self.spec.per_tensor)
+        y: Tensor = torch.ops.pennyweight.fake_quantize(
+            x, scale.reshape(-1), zero.reshape(-1), 0.0, 255.0, 0.0, 1.0, 0
+        )
+        return y
+
+    def settle(self) -> None:
+        """Nothing to write."""
+
+    def extra_repr(self) -> str:
+        """Spec, for printing."""
+        return f"{self.spec}, at run time"
+
+
+def dynamic_params(x: Tensor, per_token: bool) -> tuple[Tensor, Tensor]:
+    """Run-time scale and zero point: `s = (hi - lo) / 255`, `z = clamp(rint(-lo * r), 0, 255)`, zero in the range.
+
+    Shapes: [..., 1] per token, 0-d else.
+    """
+    x = x.float()
+    if per_token:
+        lo, hi = torch.aminmax(x, dim=-1, keepdim=True)
+    else:
+        lo, hi = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
+    lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
+    scale = (hi - lo) * (1.0 / 255.0)
+    scale = torch.where(scale < TINY, torch.ones_like(scale), scale)
+    zero = torch.round(-lo * (1.0 / scale)).clamp(0.0, 255.0)
+    return scale, zero
 
 
 def fake_quantize_per_tensor(x: Tensor, scale: Tensor, zero: Tensor, spec: QuantSpec) -> Tensor:

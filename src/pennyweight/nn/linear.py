@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pennyweight.nn import twins
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.nn.integer import IntegerWeight, bias_codes
+from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -36,7 +37,7 @@ class LinearTwin(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of the class this is a twin of)
         """[..., in] -> [..., out]."""
         x = input if self.input is None else self.input(input)
-        weight = self.solved["weight"].dequantize() if self.solved else self.weight
+        weight = rounded(self, "weight", self.weight)
         return F.linear(x, weight, shifted(self.bias, self.bias_shift))
 
     def expected(self, change: Tensor, means: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from pennyweight.errors import InputError, UnrealisableSite
 from pennyweight.nn import twins
 from pennyweight.nn.integer import IntegerWeight
+from pennyweight.nn.rounding import ROUNDING, rounded
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -36,11 +37,11 @@ class RecurrentTwin(nn.RNNBase):
 
     def forward(self, input: Any, hx: Any = None) -> Any:  # noqa: A002 (the name of the class this is a twin of)
         """As the float module."""
-        if not self.solved:
+        if not self.solved and ROUNDING not in self._modules:
             return super().forward(input, hx)
         shared = self._flat_weights
         self._flat_weights = [
-            self.solved[n].dequantize() if n in self.solved else getattr(self, n)
+            rounded(self, n, getattr(self, n))
             for n in self._flat_weights_names
         ]
         try:
@@ -72,7 +73,7 @@ class CellTwin(nn.RNNCellBase):
         """As the float module."""
         x, states, batched = cell_operands(input, hx, self.hidden_size, isinstance(self, nn.LSTMCell))
         w_ih, w_hh = (
-            self.solved[n].dequantize() if self.solved else getattr(self, n)
+            rounded(self, n, getattr(self, n))
             for n in ("weight_ih", "weight_hh")
         )
         return cell_step(x, states, w_ih, w_hh, self.bias_ih, self.bias_hh, batched)

@@ -1,7 +1,8 @@
 """Passes: frozen dataclasses of hyper-parameters that change a model and say what they did. One file per pass.
 
 A pass has a stage: "float" passes rewrite the float model before it is planned, "calibrate" passes read statistics,
-"solve" passes find codes, in the order of the recipe within each stage.
+"solve" passes find codes, in the order of the recipe within each stage. A "train" pass makes the planned model
+trainable; with one, batch norms stay alive until the model is converted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pennyweight.journal import Journal
 from pennyweight.plan import Plan
 from pennyweight.registry import Registry
 
-Stage = Literal["float", "calibrate", "solve"]
+Stage = Literal["float", "train", "calibrate", "solve"]
 
 
 @dataclass

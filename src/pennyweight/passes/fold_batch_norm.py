@@ -20,13 +20,19 @@ def folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tens
     Shapes: weight [out, ...], bias [out] or None; both results float32.
     Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.2.
     """
+    factor, shift = factor_and_shift(norm, bias)
+    new_weight = weight.detach().double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    return new_weight.to(weight.dtype), shift.to(weight.dtype)
+
+
+def factor_and_shift(norm: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`f = g / sqrt(v + eps)` and `b' = beta + (b - mean) f`, float64 [out]: what a norm does to a layer's outputs."""
     mean, var = norm.running_mean.double(), norm.running_var.double()
     gain = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().double()
     shift = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().double()
     factor = gain / torch.sqrt(var + norm.eps)
     old = torch.zeros_like(mean) if bias is None else bias.detach().double()
-    new_weight = weight.detach().double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
-    return new_weight.to(weight.dtype), (shift + (old - mean) * factor).to(weight.dtype)
+    return factor, shift + (old - mean) * factor
 
 
 @passes.register("fold_batch_norm")

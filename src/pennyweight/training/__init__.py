@@ -1,0 +1,23 @@
+"""Quantization-aware training: any loop trains a model that `prepare` made; here is what goes around it."""
+
+from pennyweight.training.batch_norm import freeze_batch_norm, reestimate_batch_norm
+from pennyweight.training.distill import distillation_loss
+from pennyweight.training.fit import Fit, fit
+from pennyweight.training.oscillation import OscillationFreezing, dampening_loss
+from pennyweight.training.parameters import float_state_dict, parameter_groups
+from pennyweight.training.prepare import prepare
+from pennyweight.training.schedule import Schedule
+
+__all__ = [
+    "Fit",
+    "OscillationFreezing",
+    "Schedule",
+    "dampening_loss",
+    "distillation_loss",
+    "fit",
+    "float_state_dict",
+    "freeze_batch_norm",
+    "parameter_groups",
+    "prepare",
+    "reestimate_batch_norm",
+]
