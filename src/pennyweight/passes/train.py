@@ -165,6 +165,8 @@ def _fold(root: nn.Module, path: str, norm_path: str) -> None:
     """Fold a norm into the codes' scales and the bias of the layer before it."""
     twin: Any = root.get_submodule(path)
     norm: Any = root.get_submodule(norm_path)
+    if "weight" not in getattr(twin, "solved", {}):
+        return  # a layer that stays in float keeps its norm beside it
     factor, shift = factor_and_shift(norm, twin.bias)
     twin.solved["weight"] = scaled(twin.solved["weight"], factor)
     twin.bias = nn.Parameter(shift.float(), requires_grad=False)
