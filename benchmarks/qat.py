@@ -5,14 +5,14 @@ usage: python benchmarks/qat.py train --bits 4 --method lsq [--distill] [--epoch
        python benchmarks/qat.py ptq --bits 8 4 3 2
        python benchmarks/qat.py step [--bits 8] [--batch 128]
 
-Trains `resnet20_jpeg` (50,000 training images, crops and flips), writes the state dict; `evaluate` converts it, lowers it
-to an integer program and runs that on the engine over the 10,000 test images. First and last layer 8 bit, residual
+Trains `resnet20_jpeg` (50,000 training images, crops and flips), writes the state dict; `evaluate` converts it, lowers
+it to an integer program and runs that on the engine over the 10,000 test images. First and last layer 8 bit, residual
 sums and the pool 8 bit, all other weights (per channel) and inputs (per tensor) of the bits given; --bits 32 trains the
 float network on the same schedule. `ptq` calibrates the same grids on 512 training images (every 97th), best of
 min-max and mean-square ranges. `step` measures a training step against the float one, pairs interleaved.
 
-SGD with momentum 0.9, batches of 128, cosine to 0, seed 0; learning rate 0.01 (8 bit 0.003), weight decay 1e-4 at 8 and 4
-bits, 5e-5 at 3, 2.5e-5 at 2; computed in bfloat16 where autocast allows. Teacher: the network itself in float, T = 1.
+SGD with momentum 0.9, batches of 128, cosine to 0, seed 0; learning rate 0.01 (8 bit 0.003), weight decay 1e-4 at 8 and
+4 bits, 5e-5 at 3, 2.5e-5 at 2; computed in bfloat16 where autocast allows. Teacher: the network itself in float, T = 1.
 """
 
 from __future__ import annotations
@@ -70,7 +70,10 @@ class Data:
         self.test_x, self.test_y = read_images(folder / "test10k_jpeg.zip")
         if train:
             x, y = read_images(folder / "train50k_jpeg.zip")
-            self.train_x, self.train_y = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(y)
+            self.train_x, self.train_y = (
+                torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(),
+                torch.from_numpy(y),
+            )
         self.mean = torch.tensor(self.definitions.MEAN).view(1, 3, 1, 1)
         self.std = torch.tensor(self.definitions.STD).view(1, 3, 1, 1)
 
@@ -131,7 +134,13 @@ def train(args: argparse.Namespace) -> None:
     name = f"w{args.bits}_{args.method}{'_kd' if args.distill else ''}_{args.epochs}"
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"bits": args.bits, "method": args.method, "distill": args.distill, "epochs": args.epochs, "lr": lr}
+    about = {
+        "bits": args.bits,
+        "method": args.method,
+        "distill": args.distill,
+        "epochs": args.epochs,
+        "lr": lr,
+    }
     torch.save({"state": model.state_dict(), "about": about}, folder / f"{name}.pt")
     simulated = accuracy(model, data)
     print(f"{name}: losses {[round(x, 3) for x in done.losses]}, {time.perf_counter() - start:.0f} s, "
@@ -214,7 +223,9 @@ def step(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("train")
     one.add_argument("--bits", type=int, required=True)

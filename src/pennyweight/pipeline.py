@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pennyweight import kernels as kernels  # the opaque ops that converted modules call
 from pennyweight.errors import CalibrationError, EmptyCalibration, PennyweightError
 from pennyweight.graph import Graph
-from pennyweight.graph.record import call
+from pennyweight.graph.record import call, leaves_only
 from pennyweight.graph.record import record as record_graph
 from pennyweight.journal import Journal
 from pennyweight.nn import twins
@@ -68,8 +68,15 @@ def journal(model: nn.Module) -> Journal:
 
 
 def record(model: nn.Module, batch: Any) -> Graph:
-    """The dataflow of one eager run on one batch."""
-    return record_graph(model, [batch], LEAVES)
+    """The dataflow of one eager run on one batch; of None the layers alone, without edges."""
+    return leaves_only(model, LEAVES) if batch is None else record_graph(model, [batch], LEAVES)
+
+
+def graft(target: nn.Module, source: nn.Module) -> nn.Module:
+    """Make `target` what `source` is, in place, for interfaces that change a model rather than return one."""
+    target.__class__ = source.__class__
+    target.__dict__ = source.__dict__
+    return target
 
 
 def clone(model: nn.Module) -> nn.Module:
@@ -96,15 +103,22 @@ def prepare(
 
     Args:
         model: a float model in eval mode.
-        example: one batch; a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+        example: one batch; a tensor, a tuple of positional arguments, or a dict of keyword arguments. None for recipes
+            that range activations at run time or not at all: then modules are found by type, function calls stay float.
         recipe: name of a preset, or a `Recipe`.
         seed: of everything random in the passes.
         journal: filled if given.
 
     Raises:
+        EmptyCalibration: if there is no example but a rule calibrates activations.
         RecipeError, PlanError, GraphError: see there.
     """
     recipe = Recipe.preset(recipe) if isinstance(recipe, str) else recipe
+    if example is None and any(rule.input is not None and not rule.dynamic for rule in recipe.rules):
+        raise EmptyCalibration(
+            f"recipe {recipe.name!r} calibrates activations, which needs an example batch to follow the data with",
+            hint="Pass one, or use a recipe that ranges activations at run time, such as 'int8-dynamic'.",
+        )
     log = Journal() if journal is None else journal
     root = clone(model)
     take_plain_paths(root)

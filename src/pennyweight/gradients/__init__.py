@@ -1,7 +1,7 @@
 """Estimators: how a rounding is trained through. One file per estimator.
 
-An estimator says which numbers of a quantizer are learned, what they start from, how a tensor is rounded under them and
-what gradient that has, and which scale and zero point they stand for at conversion. It is a frozen dataclass of options.
+An estimator says which numbers of a quantizer are learned, what they start from, how a tensor is rounded under them
+and what gradient that has, and which scale and zero point they stand for at conversion. It is a frozen dataclass.
 """
 
 from __future__ import annotations

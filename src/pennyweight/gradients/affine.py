@@ -26,7 +26,9 @@ def bounds(spec: QuantSpec) -> tuple[int, int]:
     """
     grid = grids[spec.grid]
     if not isinstance(grid, Integer):
-        raise SpecError("only integer grids can be trained so far", spec=str(spec), hint="Use int8, int4, uint4, ...")
+        raise SpecError(
+            "only integer grids can be trained so far", spec=str(spec), hint="Use int8, int4, uint4, ..."
+        )
     return grid.qmin, grid.qmax
 
 
@@ -84,7 +86,9 @@ def unblock(blocks: Tensor, scale_shape: tuple[int, ...], shape: tuple[int, ...]
     """The inverse of `per_block`: [*scale_shape, elements] to [*shape]."""
     sizes = [n // b for n, b in zip(shape, scale_shape, strict=True)]
     apart = blocks.reshape(*scale_shape, *sizes)
-    order = [i for pair in zip(range(len(shape)), range(len(shape), 2 * len(shape)), strict=True) for i in pair]
+    order = [
+        i for pair in zip(range(len(shape)), range(len(shape), 2 * len(shape)), strict=True) for i in pair
+    ]
     return apart.permute(order).reshape(shape)
 
 

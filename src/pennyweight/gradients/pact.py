@@ -22,9 +22,9 @@ class PACT(LSQ):
         y = clamp(x, 0, alpha), rounded in steps of s = alpha / (qmax - z)
         dy/dalpha = 1 where x >= alpha, 0 elsewhere
 
-    alpha lives in the step, so that the gradient of s is that of alpha times (qmax - z); on grids with negative codes the
-    lower end clips and learns likewise. The paper adds an L2 penalty on alpha: give the quantizers' parameters a weight
-    decay (`training.parameter_groups`).
+    alpha lives in the step, so that the gradient of s is that of alpha times (qmax - z); on grids with negative codes
+    the lower end clips and learns likewise. The paper adds an L2 penalty on alpha: give the quantizers' parameters
+    a weight decay (`training.parameter_groups`).
 
     Source: Choi et al. 2018, "PACT" (arXiv:1805.06085), section 3.
     """

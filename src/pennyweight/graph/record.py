@@ -166,6 +166,24 @@ def _hook(recorder: _Recorder, module: nn.Module, path: str, handles: ExitStack)
     handles.callback(second.remove)
 
 
+def leaves_only(model: nn.Module, leaves: Iterable[str]) -> Graph:
+    """The leaf modules as nodes without edges: what can be known of a model that was never run.
+
+    Args:
+        model: any module.
+        leaves: as for `record`.
+    """
+    chosen = frozenset(leaves)
+    types = {path: type(m).__name__ for path, m in model.named_modules()}
+    nodes: list[Node] = []
+    inside: tuple[str, ...] = ()
+    for path, kind in types.items():
+        if kind in chosen and not (inside and path.startswith(inside)):
+            nodes.append(Node(len(nodes), "module", path, kind, 0, (None,), {}, ()))
+            inside = (*inside, f"{path}.")
+    return Graph(tuple(nodes), types)
+
+
 def record(model: nn.Module, batches: Iterable[Batch], leaves: Iterable[str] = ()) -> Graph:
     """Run `model` once per batch, under `no_grad` and in its present mode, and return what was called.
 

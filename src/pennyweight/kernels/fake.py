@@ -50,15 +50,26 @@ def _pointers(scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor | None
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, zero: Tensor | None, low: float, high: float, delta: float, gain: float, learns: int
+    x: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    low: float,
+    high: float,
+    delta: float,
+    gain: float,
+    learns: int,
 ) -> Tensor:
     """`y = (clamp(rint(x * r) + z, low, high) - z) * s`, `r = 1 / s`; any shape, scale [rows] over x as [rows, n].
 
     Args:
         x: rows of equal length, one after another.
-        scale, zero: [rows], zero points whole numbers.
-        low, high: least and greatest code.
-        delta, gain, learns: of the gradient only, see `gradients.affine`.
+        scale: [rows].
+        zero: [rows], whole numbers.
+        low: least code.
+        high: greatest code.
+        delta: of the gradient only, as the next two; see `gradients.affine`.
+        gain: factor of the scale's gradient.
+        learns: `STEP` or `CLIP`.
     """
     rows = scale.numel()
     x = _dense(x, rows)
@@ -127,7 +138,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z = 0.0 if zero is None else zero.reshape(-1)
         ds = sums[:, 1] * (ctx.low - z) + sums[:, 2] * (ctx.high - z)
         ds = ds if ctx.learns == CLIP else ds + sums[:, 0]
-        ds = (ds * torch.where(scale.reshape(-1) < 0, -ctx.gain, ctx.gain)).reshape(scale.shape).to(scale.dtype)
+        ds = (
+            (ds * torch.where(scale.reshape(-1) < 0, -ctx.gain, ctx.gain))
+            .reshape(scale.shape)
+            .to(scale.dtype)
+        )
     if zero is not None and ctx.needs_input_grad[2]:
         size = scale.reshape(-1).abs().clamp_min(SMALLEST)
         dz = (-size * (sums[:, 1] + sums[:, 2]) * ctx.gain).reshape(zero.shape).to(zero.dtype)
@@ -139,7 +154,9 @@ STEP, CLIP = 0, 1  # how the scale learns: as a step (LSQ), or as a clipping poi
 _library.impl("fake_quantize", fake_quantize, "CompositeExplicitAutograd")
 _library.impl("fake_gradient", fake_gradient, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "pennyweight::fake_quantize", lambda x, scale, *a: torch.empty_like(_dense(x, scale.numel())), lib=_library
+    "pennyweight::fake_quantize",
+    lambda x, scale, *a: torch.empty_like(_dense(x, scale.numel())),
+    lib=_library,
 )
 torch.library.register_fake(
     "pennyweight::fake_gradient",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as Names
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class ActivationQuantizer(Quantizer):
             low, high = bounds(self.spec)
             self.lo, self.hi = (low - self.zero) * self.scale, (high - self.zero) * self.scale
 
-    def observe(self, needs: set[str]) -> None:
+    def observe(self, needs: Names[str]) -> None:
         """Collect these statistics from now on."""
         for name in needs:
             if self.axis is None and issubclass(stats[name], Moments):

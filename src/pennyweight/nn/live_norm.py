@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class LiveNorm(_BatchNorm):
-    """The float module's own parameters, statistics and settings; `frozen`, it uses its running statistics in train mode.
+    """The float module's parameters, statistics and settings; `frozen`, it uses its running statistics in train mode.
 
     A frozen norm neither reads nor writes the statistics of a batch. eps and momentum are those of the float module.
     """
@@ -28,7 +28,9 @@ class LiveNorm(_BatchNorm):
         """[N, C, *space] -> the same."""
         if not (self.frozen and self.training):
             return super().forward(input)
-        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
 
 
 class LiveNorm1d(LiveNorm, nn.BatchNorm1d):

@@ -40,10 +40,7 @@ class RecurrentTwin(nn.RNNBase):
         if not self.solved and ROUNDING not in self._modules:
             return super().forward(input, hx)
         shared = self._flat_weights
-        self._flat_weights = [
-            rounded(self, n, getattr(self, n))
-            for n in self._flat_weights_names
-        ]
+        self._flat_weights = [rounded(self, n, getattr(self, n)) for n in self._flat_weights_names]
         try:
             return super().forward(input, hx)
         finally:
@@ -72,10 +69,7 @@ class CellTwin(nn.RNNCellBase):
     def forward(self, input: Tensor, hx: Any = None) -> Any:  # noqa: A002
         """As the float module."""
         x, states, batched = cell_operands(input, hx, self.hidden_size, isinstance(self, nn.LSTMCell))
-        w_ih, w_hh = (
-            rounded(self, n, getattr(self, n))
-            for n in ("weight_ih", "weight_hh")
-        )
+        w_ih, w_hh = (rounded(self, n, getattr(self, n)) for n in ("weight_ih", "weight_hh"))
         return cell_step(x, states, w_ih, w_hh, self.bias_ih, self.bias_hh, batched)
 
 

@@ -26,7 +26,7 @@ def train_weight(twin: nn.Module, name: str, quantizer: WeightQuantizer) -> None
 
 
 def rounded(twin: Any, name: str, matrix: Tensor) -> Tensor:
-    """The matrix view of a weight, [out, in]: rounded in training, decoded from its codes once solved, else as it is."""
+    """A weight's matrix view, [out, in]: rounded in training, decoded from its codes once solved, else as it is."""
     children = twin._modules.get(ROUNDING)
     if children is not None:
         key = name.replace(".", "/")

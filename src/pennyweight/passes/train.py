@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,9 +67,10 @@ class Train:
             raise RecipeError(f"estimator {name!r} cannot train a {role}", hint=f"One of {', '.join(able)}.")
         options = self.weight_options if role == "weight" else self.input_options
         try:
-            return cast("Estimator", dataclasses.replace(found, **options))  # type: ignore[type-var]
+            made: Estimator = dataclasses.replace(found, **options)  # type: ignore[type-var]
         except TypeError as error:
             raise RecipeError(f"estimator {name!r}: {error}") from error
+        return made
 
     def run(self, context: Context) -> None:
         """Attach the quantizers; one `train` event for the model."""
@@ -78,13 +79,18 @@ class Train:
             site = f"{twin.layer.name}:{name}"
             quantizer = WeightQuantizer(twin.layer.weight, site, matrix, self.estimator("weight"))
             train_weight(twin, name, quantizer)
-        inputs = [m for m in context.model.modules() if isinstance(m, ActivationQuantizer)]
-        for quantizer in inputs:
-            quantizer.train_through(self.estimator("input"), self.rate)
+        inputs: list[ActivationQuantizer] = [m for m in context.model.modules() if isinstance(m, ActivationQuantizer)]
+        for at_input in inputs:
+            at_input.train_through(self.estimator("input"), self.rate)
         _share_tied(context)
         dynamic = _range_at_run_time(context.model)
         context.journal.add(
-            "train", weight=self.weight, input=self.input, weights=len(found), inputs=len(inputs), dynamic=dynamic
+            "train",
+            weight=self.weight,
+            input=self.input,
+            weights=len(found),
+            inputs=len(inputs),
+            dynamic=dynamic,
         )
 
     def initialise(self, context: Context) -> None:
@@ -102,7 +108,7 @@ class Train:
         for module in root.modules():
             if isinstance(module, ActivationQuantizer):
                 module.settle()
-        params = dict(root.named_parameters())
+        params: dict[str, Tensor] = dict(root.named_parameters())
         for twin, name, matrix in weights(root, params):
             twin.solved[name] = trained(twin)[name].codes(matrix)
         for twin in list(root.modules()):
@@ -194,4 +200,3 @@ def scaled(q: QTensor, factor: Tensor) -> QTensor:
         zero = zero.expand(rows, -1)
         scale = torch.where(turned, -scale, scale)
     return QTensor(codes, scale, zero, spec)
-

@@ -62,10 +62,14 @@ def fit(
         model: from `prepare`; changed in place.
         batches: makes one epoch's (input, target) pairs; input as `calibrate` takes it.
         steps_per_epoch: batches of an epoch, where what `batches` makes has no length.
-        epochs, lr, momentum, weight_decay: of SGD; scales, biases and norms have no decay.
+        epochs: how often to go through the data.
+        lr: greatest learning rate.
+        momentum: of SGD.
+        weight_decay: of SGD; scales, biases and norms have no decay.
         loss: of output and target.
         teacher: the float model to learn from as well, in eval mode.
-        distill, temperature: of the teacher's term, see `distillation_loss`.
+        distill: factor of the teacher's term.
+        temperature: T of `distillation_loss`.
         schedule: by step; by default ranges freeze after half of the steps, batch-norm statistics after two thirds.
         optimizer: in place of SGD.
         amp: compute in bfloat16 where autocast allows; rounding is exact in either.
@@ -84,7 +88,9 @@ def fit(
         schedule = Schedule(freeze_ranges=total // 2, freeze_batch_norm=2 * total // 3)
     if optimizer is None:
         optimizer = torch.optim.SGD(parameter_groups(model, lr, weight_decay), lr, momentum)
-    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: 0.5 * (1 + math.cos(math.pi * min(s / total, 1))))
+    decay = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: 0.5 * (1 + math.cos(math.pi * min(s / total, 1)))
+    )
     freezer = None if freezing is None else OscillationFreezing()
     device = next(model.parameters()).device.type
     step = 0

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.gradients.affine import bounds
+from pennyweight.nn.conv import ConvTwin
 from pennyweight.nn.fake import WeightQuantizer
 from pennyweight.nn.linear import LinearTwin
-from pennyweight.nn.conv import ConvTwin
 from pennyweight.nn.rounding import trained
 
 

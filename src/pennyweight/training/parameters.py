@@ -18,14 +18,19 @@ def parameter_groups(
 
     Args:
         model: from `prepare`.
-        lr, weight_decay: of the weights.
+        lr: learning rate of the weights.
+        weight_decay: of the weights.
         quantizer_lr: of what quantizers learn; `lr` by default.
         quantizer_decay: likewise; PACT wants one.
     """
     own = {id(p) for m in model.modules() if isinstance(m, Quantizer) for p in m.parameters()}
     free = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in free if id(p) not in own and p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
+        {
+            "params": [p for p in free if id(p) not in own and p.ndim > 1],
+            "lr": lr,
+            "weight_decay": weight_decay,
+        },
         {"params": [p for p in free if id(p) not in own and p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
         {
             "params": [p for p in free if id(p) in own],

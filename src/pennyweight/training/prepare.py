@@ -31,7 +31,8 @@ def prepare(
         model: a float model.
         example: one batch.
         recipe: name of a preset, or a `Recipe`.
-        weight, input: estimators, where the recipe has no `train` pass.
+        weight: estimator of the weights, where the recipe has no `train` pass.
+        input: likewise, of the activations.
         journal: filled if given.
 
     Raises:

@@ -19,14 +19,14 @@ class Schedule:
     depends on the number given alone, so training that resumes from a checkpoint goes on as it was.
 
     Args:
-        quantize: first step at which values are rounded; until then the model computes in float and ranges are observed.
+        quantize: first step at which values are rounded; until then the model computes in float, ranges are observed.
         freeze_ranges: first step at which ranges that are not learned stay as they are; None: never.
         freeze_batch_norm: first step at which batch norms use their running statistics; None: never.
 
     Raises:
         InputError: on negative steps.
-    Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.1 (delayed rounding of activations); the order of freezing as
-    in the recipes of torchvision.
+    Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.1 (delayed rounding of activations); the order of freezing
+    as in the recipes of torchvision.
     """
 
     quantize: int = 0
