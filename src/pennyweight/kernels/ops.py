@@ -15,7 +15,7 @@ _GEOMETRY = (
 )
 
 SCHEMAS = {
-    "round_to_codes": "(Tensor x, Tensor scale, Tensor zero) -> Tensor",
+    "round_to_codes": "(Tensor x, Tensor scale, Tensor zero, int high=255) -> Tensor",
     "linear": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero) -> Tensor",
     "linear_dynamic": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, bool per_token) -> Tensor",
     "linear_weight": "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, int n) -> Tensor",

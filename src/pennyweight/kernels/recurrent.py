@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pennyweight.kernels.functions import sigmoid, tanh
-from pennyweight.kernels.reference import dynamic_params, rescale, to_codes
+from pennyweight.kernels.reference import rescale, to_codes
+from pennyweight.nn.fake import dynamic_params
 
 EXACT_IN_FLOAT32 = (1 << 24) // (255 * 128)  # so many products of codes have exact partial sums in float32
 

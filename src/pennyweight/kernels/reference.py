@@ -13,39 +13,22 @@ from torch import Tensor
 
 from pennyweight.kernels.functions import exp, lane_sum
 from pennyweight.nn.conv import backward_weight
+from pennyweight.nn.fake import dynamic_params
 from pennyweight.nn.integer import unpack_nibbles
 
 Ints = list[int]
-TINY = 1e-30
 
 
-def to_codes(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """Unsigned codes, as float32: `clamp(rint(x * r) + z, 0, 255)`, `r = float32(1 / s)`. Scales broadcast."""
+def to_codes(x: Tensor, scale: Tensor, zero: Tensor, top: int = 255) -> Tensor:
+    """Unsigned codes, as float32: `clamp(rint(x * r) + z, 0, top)`, `r = float32(1 / s)`. Scales broadcast."""
     q = torch.round(x.float() * (1.0 / scale)) + zero
-    low, high = q.new_tensor(0.0), q.new_tensor(255.0)
+    low, high = q.new_tensor(0.0), q.new_tensor(float(top))
     return torch.fmin(torch.fmax(q, low), high)
 
 
-def round_to_codes(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+def round_to_codes(x: Tensor, scale: Tensor, zero: Tensor, high: int = 255) -> Tensor:
     """`(codes - z) * s`."""
-    return (to_codes(x, scale, zero) - zero) * scale
-
-
-def dynamic_params(x: Tensor, per_token: bool) -> tuple[Tensor, Tensor]:
-    """Run-time scale and zero point: `s = (hi - lo) / 255`, `z = clamp(rint(-lo * r), 0, 255)`, zero in the range.
-
-    Shapes: [..., 1] per token, 0-d else.
-    """
-    x = x.float()
-    if per_token:
-        lo, hi = torch.aminmax(x, dim=-1, keepdim=True)
-    else:
-        lo, hi = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
-    lo, hi = lo.clamp(max=0.0), hi.clamp(min=0.0)
-    scale = (hi - lo) * (1.0 / 255.0)
-    scale = torch.where(scale < TINY, torch.ones_like(scale), scale)
-    zero = torch.round(-lo * (1.0 / scale)).clamp(0.0, 255.0)
-    return scale, zero
+    return (to_codes(x, scale, zero, high) - zero) * scale
 
 
 def rescale(acc: Tensor, row: Tensor, column: Tensor, bias: Tensor | None) -> Tensor:

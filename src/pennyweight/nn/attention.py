@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pennyweight.errors import InputError, UnrealisableSite
 from pennyweight.nn import twins
 from pennyweight.nn.fake import ActivationQuantizer
-from pennyweight.nn.integer import bias_codes, unsigned_params
+from pennyweight.nn.integer import bias_codes, greatest_code, unsigned_params
 from pennyweight.nn.linear import IntegerLinear, activation_quantizer
 from pennyweight.nn.rounding import rounded
 from pennyweight.plan import ATTENTION_INNER, LayerPlan
@@ -195,6 +195,12 @@ class IntegerMultiheadAttention(Attention):
                 scale, zero = unsigned_params(cast("ActivationQuantizer", twin.inner[role]))
                 self.register_buffer(f"scale_{role}", scale)
                 self.register_buffer(f"zero_{role}", zero)
+                if greatest_code(twin.inner[role].spec) != 255:  # type: ignore[arg-type]
+                    raise UnrealisableSite(
+                        "attention inside of a module takes operands of 8 bits",
+                        site=f"{self.layer.name}:{role}",
+                        spec=str(twin.inner[role].spec),
+                    )
         context = cast("ActivationQuantizer", twin.inner["context"]) if self.on_codes else None
         self.out_proj = self._linear("out_proj", twin.solved["out_proj.weight"], twin.out_proj.bias, context)
 

@@ -14,7 +14,7 @@ from pennyweight.errors import UnrealisableSite
 from pennyweight.graph import ops
 from pennyweight.nn.conv import backward_weight, conv_matrix, forward_weight
 from pennyweight.nn.fake import ActivationQuantizer
-from pennyweight.nn.integer import IntegerWeight, bias_codes, unsigned_params
+from pennyweight.nn.integer import IntegerWeight, bias_codes, clamped, greatest_code, unsigned_params
 from pennyweight.nn.linear import activation_quantizer
 from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
@@ -97,6 +97,7 @@ class IntegerCall(nn.Module):
             scale, zero = unsigned_params(cast("ActivationQuantizer", quantizer))
             self.register_buffer(f"scale_{position}", scale)
             self.register_buffer(f"zero_{position}", zero)
+        self.highs = {int(p): greatest_code(cast("ActivationQuantizer", q).spec) for p, q in twin.quantizers.items()}
 
     def parameters_of(self, position: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of an operand."""
@@ -109,7 +110,7 @@ class IntegerCall(nn.Module):
         flat, tree = tree_flatten((args, kwargs))
         for position in self.positions:
             flat[position] = torch.ops.pennyweight.round_to_codes(
-                flat[position], *self.parameters_of(position)
+                flat[position], *self.parameters_of(position), self.highs[position]
             )
         args, kwargs = tree_unflatten(flat, tree)
         return func(*args, **kwargs)
@@ -122,6 +123,7 @@ class IntegerMatmul(IntegerCall):
         """[..., m, k] and [..., k, n] -> [..., m, n]."""
         a, b = tree_flatten((args, kwargs))[0][:2]
         first, second = self.parameters_of(0), self.parameters_of(1)
+        a, b = clamped(a, *first, self.highs[0]), clamped(b, *second, self.highs[1])
         if self.layer.kind == "rmatmul":
             return torch.ops.pennyweight.matmul(b, a, *second, *first)
         return torch.ops.pennyweight.matmul(a, b, *first, *second)
@@ -147,6 +149,9 @@ class IntegerAttention(IntegerCall):
             key, value = key.repeat_interleave(repeat, -3), value.repeat_interleave(repeat, -3)
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         q, k, v = self.parameters_of(0), self.parameters_of(1), self.parameters_of(2)
+        query, key, value = (
+            clamped(x, *p, self.highs[i]) for i, (x, p) in enumerate(((query, q), (key, k), (value, v)))
+        )
         return torch.ops.pennyweight.attention(
             query, key, value, mask, bool(causal), float(scale), *q, *k, *v
         )
@@ -175,6 +180,7 @@ class IntegerLayerCall(IntegerWeight):
         x = bound[0]
         if self.layer.kind == "linear":
             if self.mode == "static":
+                x = clamped(x, self.x_scale, self.x_zero, self.x_high)
                 return o.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero)
             if self.mode == "dynamic":
                 return o.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)
@@ -195,6 +201,7 @@ class IntegerLayerCall(IntegerWeight):
             )
         geometry = (list(self.shape), stride, _tuple(padding, dims), dilation, extra, groups, self.transposed)
         if self.mode == "static":
+            x = clamped(x, self.x_scale, self.x_zero, self.x_high)
             return o.conv(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry)
         if self.mode == "dynamic":
             return o.conv_dynamic(x, self.codes, self.scale, self.bias, *geometry)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pennyweight.nn import twins
-from pennyweight.nn.integer import IntegerWeight, bias_codes
+from pennyweight.nn.integer import IntegerWeight, bias_codes, clamped
 from pennyweight.nn.linear import activation_quantizer, shifted
 from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
@@ -153,6 +153,7 @@ class IntegerConv(IntegerWeight):
         )
         ops = torch.ops.pennyweight
         if self.mode == "static":
+            x = clamped(x, self.x_scale, self.x_zero, self.x_high)
             y: Tensor = ops.conv(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry)
         elif self.mode == "dynamic":
             y = ops.conv_dynamic(x, self.codes, self.scale, self.bias, *geometry)

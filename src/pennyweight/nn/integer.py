@@ -13,6 +13,7 @@ from pennyweight.formats.integer import Integer
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
+from pennyweight.spec import QuantSpec
 
 INT32_MAX = 2**31 - 1
 
@@ -44,6 +45,7 @@ class IntegerWeight(nn.Module):
         self.mode: Literal["static", "dynamic", "weight"] = "weight"
         if layer.inputs:
             self.mode = "dynamic" if layer.dynamic else "static"
+        self.x_high = 255
         self.per_token = bool(layer.inputs) and not layer.inputs[0].per_tensor
         self.bits = 4 if grid.bits <= 4 and self.mode == "weight" else 8
         scale, codes = q.scales(), q.codes
@@ -64,6 +66,7 @@ class IntegerWeight(nn.Module):
     def calibrated(self, quantizer: ActivationQuantizer) -> None:
         """Take the activation's parameters, shifted to unsigned codes (`docs/numerics.md`, activations)."""
         self.x_scale, self.x_zero = unsigned_params(quantizer)
+        self.x_high = greatest_code(quantizer.spec)
 
     def extra_repr(self) -> str:
         """Scheme, for printing."""
@@ -73,21 +76,35 @@ class IntegerWeight(nn.Module):
 
 
 def unsigned_params(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of an activation as the kernels want it: codes 0 .. 255.
+    """Scale and zero point of an activation as the kernels want it: codes 0 .. 2^bits - 1.
 
     Raises:
-        UnrealisableSite: if the activation has a grid of more than 8 bits or no integer grid.
+        UnrealisableSite: if the activation has a grid of more than 8 bits, a narrow one or no integer grid.
     """
     grid = grids[quantizer.spec.grid]
-    if not isinstance(grid, Integer) or grid.bits != 8 or grid.qmin == 1 - (1 << 7):
+    full = isinstance(grid, Integer) and grid.bits <= 8 and grid.qmax - grid.qmin == (1 << grid.bits) - 1
+    if not isinstance(grid, Integer) or not full:
         raise UnrealisableSite(
-            "integer kernels take activations on int8 or uint8",
+            "integer kernels take activations on full-range integers of at most 8 bits",
             site=quantizer.site,
             spec=str(quantizer.spec),
             hint="Use uint8[*]+z.",
         )
     shift = -grid.qmin
     return quantizer.scale.clone(), quantizer.zero + shift
+
+
+def greatest_code(spec: QuantSpec) -> int:
+    """Of an activation, counted from 0."""
+    return (1 << int(grids[spec.grid].bits)) - 1
+
+
+def clamped(x: Tensor, scale: Tensor, zero: Tensor, high: int) -> Tensor:
+    """Rounded to codes 0 .. high where that is less than a byte holds; the 8-bit ops then find these codes again."""
+    if high == 255:
+        return x
+    y: Tensor = torch.ops.pennyweight.round_to_codes(x, scale, zero, high)
+    return y
 
 
 def _refuse_unfit(layer: LayerPlan, q: QTensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pennyweight.nn import twins
 from pennyweight.nn.fake import ActivationQuantizer
-from pennyweight.nn.integer import IntegerWeight, bias_codes
+from pennyweight.nn.integer import IntegerWeight, bias_codes, clamped
 from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
@@ -74,6 +74,7 @@ class IntegerLinear(IntegerWeight):
         """[..., in] -> [..., out]."""
         ops = torch.ops.pennyweight
         if self.mode == "static":
+            x = clamped(x, self.x_scale, self.x_zero, self.x_high)
             y: Tensor = ops.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero)
         elif self.mode == "dynamic":
             y = ops.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)

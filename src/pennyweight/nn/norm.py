@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pennyweight.nn import twins
 from pennyweight.nn.fake import ActivationQuantizer
-from pennyweight.nn.integer import unsigned_params
+from pennyweight.nn.integer import greatest_code, unsigned_params
 from pennyweight.nn.linear import activation_quantizer
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
@@ -76,10 +76,11 @@ class IntegerBatchNorm(nn.Module):
         scale, zero = unsigned_params(cast("ActivationQuantizer", twin.input))
         self.register_buffer("x_scale", scale)
         self.register_buffer("x_zero", zero)
+        self.x_high = greatest_code(cast("ActivationQuantizer", twin.input).spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, *space] -> the same."""
-        rounded = torch.ops.pennyweight.round_to_codes(x, self.x_scale, self.x_zero)
+        rounded = torch.ops.pennyweight.round_to_codes(x, self.x_scale, self.x_zero, self.x_high)
         shape = [-1, *[1] * (x.dim() - 2)]
         return rounded * self.gain.reshape(shape) + self.shift.reshape(shape)  # type: ignore[no-any-return]
 

@@ -12,13 +12,10 @@ from pennyweight.errors import LowerError
 from pennyweight.nn.integer import pack_nibbles, unpack_nibbles
 from pennyweight.program.lower.builder import Builder, Value, handles, number
 
-CODES = {"lo": 0, "hi": 255}
-
-
-def quantized(b: Builder, x: Value, scale: Tensor, zero: Tensor) -> tuple[Value, float, int]:
+def quantized(b: Builder, x: Value, scale: Tensor, zero: Tensor, high: int = 255) -> tuple[Value, float, int]:
     """Codes of a value, with their scale and zero point."""
     s, z = number(scale), int(number(zero))
-    q = b.emit("quantize", [x], scale=s, zero=z, **CODES)
+    q = b.emit("quantize", [x], scale=s, zero=z, lo=0, hi=high)
     return b.shaped(q, x.shape), s, z
 
 
@@ -30,7 +27,8 @@ def multipliers(x_scale: float, w_scale: Tensor) -> np.ndarray[Any, Any]:
 @handles("pennyweight.round_to_codes.default")
 def _round(b: Builder, args: Any, kwargs: Any) -> Value:
     x = b.value(args[0])
-    q, scale, zero = quantized(b, x, b.stored_tensor(args[1]), b.stored_tensor(args[2]))
+    high = int(args[3]) if len(args) > 3 else 255
+    q, scale, zero = quantized(b, x, b.stored_tensor(args[1]), b.stored_tensor(args[2]), high)
     return b.shaped(b.emit("dequantize", [q], scale=scale, zero=zero), x.shape)
 
 
