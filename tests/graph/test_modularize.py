@@ -193,6 +193,22 @@ def test_a_graph_made_in_eval_mode_trains():
     assert int(back.get_submodule("1").num_batches_tracked) == 1
 
 
+def test_a_place_of_several_layers_keeps_them_all():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.weight = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            return F.linear(F.linear(x, self.first), self.weight) + self.first[0]
+
+    model, x = nn.Sequential(Pair()), torch.randn(2, 4)
+    back = modularize(exported(model, x))
+    assert layers(back) == {"0.first_layer": "Linear", "0.layer": "Linear"}
+    assert back.get_submodule("0.first_layer").weight is back.get_parameter("0.first")
+    torch.testing.assert_close(back(x), model(x))
+
+
 def test_names_are_those_of_the_recorder(cnn, pictures):
     graph_module = exported(cnn, pictures[0])
     nodes = [n.name for n in graph_module.graph.nodes]

@@ -118,9 +118,7 @@ def _place(owner: fx.GraphModule, found: Found, taken: Collection[str]) -> str:
         parent_path, _, above = parent_path.rpartition(".")
         name = f"{above}_{name}"
     held = _submodule(owner, f"{parent_path}.{name}".lstrip("."))
-    if (
-        held is not None and type(held) is nn.Module and held._modules
-    ):  # as an attention holds its projections
+    if held is not None and type(held) is nn.Module and _holds_more(held, found.module):
         parent_path, name = f"{parent_path}.{name}".lstrip("."), found.stem
         held = held._modules.get(name)
     if parent_path and _submodule(owner, parent_path) is None:
@@ -128,8 +126,16 @@ def _place(owner: fx.GraphModule, found: Found, taken: Collection[str]) -> str:
     parent = owner.get_submodule(parent_path)
     if held is not None and (held._modules or type(held) is not nn.Module):
         name = f"{name}_{len(parent._modules)}"
+    elif held is None and hasattr(parent, name):
+        name += "_layer"  # a tensor has the name
     parent.add_module(name, found.module)
     return f"{parent_path}.{name}".lstrip(".")
+
+
+def _holds_more(held: nn.Module, layer: nn.Module) -> bool:
+    """Whether a place has other layers or tensors too, as that of an attention has its projections."""
+    own = {id(t) for t in [*layer.parameters(), *layer.buffers()]}
+    return bool(held._modules) or any(id(t) not in own for t in [*held.parameters(), *held.buffers()])
 
 
 def _submodule(owner: nn.Module, path: str) -> nn.Module | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_unflatten
 
 from pennyweight import pipeline
 from pennyweight.compat.export import EXAMPLE
@@ -124,30 +125,28 @@ def _most(asked: Counter[str]) -> str:
     return asked.most_common(1)[0][0] if asked else "minmax"
 
 
-def _example(graph_module: fx.GraphModule) -> tuple[Any, ...]:
-    """The batch that the graph was made with, or one of its shapes: ones, which are valid identities of rows too."""
+def _example(graph_module: fx.GraphModule) -> Any:
+    """The batch that the graph was made with, or one of its shapes: zeros, which are valid identities of rows too."""
     kept = graph_module.meta.get(EXAMPLE)
-    if kept is not None and not kept[1]:
-        return tuple(kept[0])
-    values = [n.meta.get("val") for n in graph_module.graph.nodes if n.op == "placeholder"]
-    if kept is not None:
-        values = [*kept[0], *kept[1].values()]
-    if any(v is None for v in values):
-        raise InputError(
-            "the graph does not say what its inputs are",
-            hint="Export it with torch.export, or keep its nodes' meta.",
-        )
-    return tuple(tree_map(_concrete, values))
+    if kept is None:
+        values = [n.meta.get("val") for n in graph_module.graph.nodes if n.op == "placeholder"]
+        tree = getattr(graph_module, "_in_spec", None)
+        if tree is None or any(v is None for v in values):
+            raise InputError(
+                "the graph does not say what its inputs are",
+                hint="Export it with torch.export, and keep its nodes' meta.",
+            )
+        kept = tree_unflatten([_concrete(v) for v in values], tree)
+    args, kwargs = kept
+    names = inspect.signature(graph_module.forward).parameters
+    return {**dict(zip(names, args, strict=False)), **kwargs} if kwargs else tuple(args)
 
 
 def _concrete(value: Any) -> Any:
     """A tensor or number of the shape that the exporter recorded; its example's where a size may vary."""
-    if not isinstance(value, Tensor):
-        return _size(value)
-    if type(value) in (Tensor, nn.Parameter):
-        return value
-    shape = [_size(n) for n in value.shape]
-    return torch.zeros(shape, dtype=value.dtype)
+    if isinstance(value, Tensor):
+        return torch.zeros([_size(n) for n in value.shape], dtype=value.dtype)
+    return _size(value)
 
 
 def _size(value: Any) -> Any:

@@ -110,7 +110,12 @@ def _count(model: fx.GraphModule, norm: fx.Node, training: bool) -> None:
         for counter in counters:
             if not counter.users:
                 graph.erase_node(counter)
-    elif not counters and buffer in dict(model.named_buffers()):
+    elif not counters:
+        owner = model.get_submodule(path)
+        if (
+            "num_batches_tracked" not in owner._buffers
+        ):  # the strict exporter drops what eval mode does not read
+            owner.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
         with graph.inserting_before(norm):
             source = graph.get_attr(buffer)
             graph.call_function(torch.ops.aten.add_.Tensor, (source, 1))
