@@ -1,6 +1,7 @@
 """Exported graphs get their layers back: the same numbers, parameters shared, the same integers afterwards."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -86,6 +87,15 @@ def test_copies_stand_alone(cnn, pictures):
         other.head.weight.zero_()
         assert torch.equal(back(pictures[0]), cnn(pictures[0]))
         assert not torch.equal(other(pictures[0]), cnn(pictures[0]))
+
+
+def test_pickles_stand_alone(cnn, pictures):
+    back = pickle.loads(pickle.dumps(modularize(exported(cnn, pictures[0]))))
+    with torch.no_grad():
+        assert torch.equal(back(pictures[0]), cnn(pictures[0]))
+        prepared = pw.calibrate(pw.prepare(back, pictures[0]), pictures, progress=False)
+        other = pickle.loads(pickle.dumps(prepared))
+        assert torch.equal(pw.convert(other)(pictures[1]), pw.convert(prepared)(pictures[1]))
 
 
 def test_any_batch_afterwards(cnn, pictures):

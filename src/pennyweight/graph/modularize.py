@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection
-from types import MethodType
+from importlib import import_module
+from types import MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class Layered(nn.Module):
     """A graph's modules, called as the graph says, in a plain module.
 
     Unlike an `fx.GraphModule` it is called like any other: hooks run everywhere, under `torch.export` too, which is
-    where function calls are quantized. It can be copied but not pickled: its code was made, not written.
+    where function calls are quantized. Copies and pickles make `forward` anew from its code.
 
     Attributes:
         code: what `forward` does, to be read.
@@ -103,9 +104,34 @@ class Layered(nn.Module):
         for name in ("_in_spec", "_out_spec"):  # how the generated code takes its arguments apart
             if name in vars(plain):
                 vars(self)[name] = vars(plain)[name]
-        self.code: str = plain.code
+        made = plain.graph.python_code(root_module="self")
+        self.code: str = made.src
         self.names = names
-        self.forward = MethodType(type(plain).forward, self)  # copied with the module, as bound methods are
+        self._globals: dict[str, Any] = {
+            n: _Module(x.__name__) if isinstance(x, ModuleType) else x for n, x in made.globals.items()
+        }
+        self._compile()
+
+    def _compile(self) -> None:
+        """Bind a `forward` that does what the code says."""
+        space: dict[str, Any] = {
+            n: import_module(x) if isinstance(x, _Module) else x for n, x in self._globals.items()
+        }
+        exec(compile(self.code, f"<graph of {len(self.names)} calls>", "exec"), space)
+        vars(self)["forward"] = MethodType(space["forward"], self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "forward"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._compile()
+
+
+class _Module(str):
+    """The name of a module that generated code refers to: modules themselves are not pickled."""
+
+    __slots__ = ()
 
 
 def _place(owner: fx.GraphModule, found: Found, taken: Collection[str]) -> str:

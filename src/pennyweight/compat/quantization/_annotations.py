@@ -67,7 +67,7 @@ def read(nodes: list[fx.Node], names: Mapping[str, str], types: Mapping[str, str
         kind = kind_of(node)
         if kind in ops.FUNCTIONAL_LAYERS | {"embedding"}:
             rule, read_at = _layer(node, kind, name, edges, found)
-        elif kind in ops.MATMULS | ops.ATTENTION | _GLUE:
+        elif kind in ops.MATMULS | ops.ATTENTION | _GLUE and edges.annotated(node):
             rule, read_at = _operation(node, kind, name, types.get(name, kind), edges, found)
         else:
             continue
@@ -171,6 +171,11 @@ def _out_axis(node: fx.Node, kind: str) -> int:
 
 class _Edges:
     """Specs of edges and results, with references to others followed."""
+
+    def annotated(self, node: fx.Node) -> bool:
+        """Whether an edge into the node has a spec of its own: operations between layers need one to be integers."""
+        specs = getattr(node.meta.get(ANNOTATION), "input_qspec_map", None) or {}
+        return any(spec is not None for spec in specs.values())
 
     def spec(self, producer: fx.Node, consumer: fx.Node, seen: frozenset[Any] = frozenset()) -> Any:
         """The spec under which `consumer` reads the result of `producer`, or None."""

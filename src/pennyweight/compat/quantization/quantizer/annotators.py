@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor, fx
@@ -81,6 +82,15 @@ def chain_from(node: Node) -> list[Node]:
     return chain
 
 
+def source(node: Node) -> Node:
+    """The node whose values, moved or clipped by nodes that no annotator took, a node gives."""
+    while (
+        kind_of(node) in ops.MOVES | ops.CLIPS and not is_annotated([node]) and isinstance(node.args[0], Node)
+    ):
+        node = node.args[0]
+    return node
+
+
 def annotate_chain(chain: list[Node], inputs: dict[Node, Any], output: Any) -> None:
     """Specs into the first node of a pattern and out of the last; all of it is taken."""
     for node in chain:
@@ -99,8 +109,8 @@ def annotate_products(
 ) -> None:
     """Linear layers and convolutions, with the norm and the clip behind them."""
     for node in model.graph.nodes:
-        chain = chain_from(node) if kind_of(node) in kinds else []
-        if not chain or is_annotated(chain) or not all(wanted(n) for n in chain):
+        chain = list(takewhile(wanted, chain_from(node))) if kind_of(node) in kinds else []
+        if not chain or is_annotated(chain):
             continue
         specs = (config.input_activation, config.weight, config.bias)
         inputs = {n: s for n, s in zip(node.args[:3], specs, strict=False) if isinstance(n, Node)}
@@ -119,9 +129,8 @@ def annotate_binary(
     for node in model.graph.nodes:
         if kind_of(node) not in kinds or not all(_is_float(a) for a in node.args[:2]):
             continue
-        after = followed(node, CLIPS)
-        chain = [node] if after is None else [node, after]
-        if is_annotated(chain) or not all(wanted(n) for n in chain):
+        chain = list(takewhile(wanted, chain_from(node)))
+        if not chain or is_annotated(chain):
             continue
         inputs = {a: config.input_activation for a in node.args[:2] if isinstance(a, Node)}
         annotate_chain(chain, inputs, config.output_activation if output else None)
@@ -137,15 +146,14 @@ def annotate_pools(
 ) -> None:
     """Joins, whose operands and result share a scale, and pools, which do well with a scale of their own.
 
-    follow: only where what they read was given a spec as a result.
+    follow: only where what they read, moved or clipped, comes from an annotated node.
     """
     for node in model.graph.nodes:
         if kind_of(node) not in kinds or is_annotated([node]) or not wanted(node):
             continue
         first = node.args[0]
         operands = [a for a in (first if isinstance(first, list | tuple) else [first]) if _is_float(a)]
-        given = [getattr(a.meta.get(ANNOTATION), "output_qspec", None) for a in operands]
-        if not operands or (follow and any(g is None for g in given)):
+        if not operands or (follow and not all(is_annotated([source(a)]) for a in operands)):
             continue
         lead = (operands[0], node)
         inputs: dict[Node, Any] = dict.fromkeys(operands, SharedQuantizationSpec(lead))

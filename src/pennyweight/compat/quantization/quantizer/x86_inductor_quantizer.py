@@ -143,10 +143,12 @@ class X86InductorQuantizer(Quantizer):
 
     def _annotate(self, model: fx.GraphModule, config: QuantizationConfig, wanted: Filter) -> None:
         static = not config.is_dynamic
-        annotate_products(model, config, wanted, _PRODUCTS if static else {"linear"}, output=static)
+        annotate_products(model, config, wanted, _PRODUCTS if static else {"linear"}, output=False)
         if static:
-            annotate_binary(model, config, wanted, {"matmul"})
-            annotate_binary(model, config, lambda n: wanted(n) and _takes_convolution(n), {"add"})
+            annotate_binary(model, config, wanted, {"matmul"}, output=False)
+            annotate_binary(
+                model, config, lambda n: wanted(n) and _takes_convolution(n), {"add"}, output=False
+            )
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing: what the engine cannot run is refused when rules are made."""
