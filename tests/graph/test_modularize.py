@@ -12,7 +12,7 @@ import pennyweight as pw
 from pennyweight.graph.modularize import modularize
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore::DeprecationWarning"
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:The tensor attributes"
 )  # torch.export's own
 
 
@@ -201,6 +201,31 @@ def test_a_graph_made_in_eval_mode_trains():
     assert (back(x) == 0).float().mean() > 0.2
     assert not torch.equal(back.eval()(x), before)  # the statistics moved
     assert int(back.get_submodule("1").num_batches_tracked) == 1
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers(kind):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = kind(8, 6, 2, dropout=0.5, bidirectional=True, batch_first=True)
+
+        def forward(self, x):
+            y, state = self.rnn(x)
+            return (y, *state) if kind is nn.LSTM else (y, state)
+
+    torch.manual_seed(0)
+    model, x = Reader().train(), torch.randn(3, 5, 8)
+    back = modularize(exported(model, x), keep_modes=True)
+    assert layers(back) == {"rnn": kind.__name__} and back.rnn.dropout == 0.5
+    assert not torch.equal(back(x)[0], back(x)[0])
+    back, model = back.eval(), model.eval()
+    for a, b in zip(back(x), model(x), strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        quantized = pw.quantize(back, example=x, recipe="int8-dynamic")
+        assert "rnn:weight_ih_l1_reverse" in [e.site for e in pw.journal(quantized).of("site")]
+        assert (quantized(x)[0] - model(x)[0]).abs().max() < 0.05
 
 
 def test_a_place_of_several_layers_keeps_them_all():

@@ -51,6 +51,7 @@ class Found:
         key: what tells it from others; equal keys are one module.
         args: operands of its call; kwargs likewise.
         inner: the recorder's name of the operation inside of a module that is no layer itself.
+        nested: whether results behind the first come as one tuple, where the node has them side by side.
     """
 
     module: nn.Module
@@ -59,6 +60,7 @@ class Found:
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     inner: str = ""
+    nested: bool = False
 
     @property
     def stem(self) -> str:
@@ -93,6 +95,8 @@ def layer_of(owner: fx.GraphModule, node: fx.Node) -> Found | None:
         return _embedding(owner, node)
     if name == "scaled_dot_product_attention":
         return _attention(node)
+    if name in ("lstm", "gru"):
+        return _recurrent(owner, node, name)
     if name.startswith("rrelu") or "dropout" in name:
         return _random(node, name)
     return _product(owner, node, name)
@@ -181,6 +185,30 @@ def _embedding(owner: fx.GraphModule, node: fx.Node) -> Found | None:
     module.weight = _parameter(weight)
     target = str(table.target)  # type: ignore[union-attr]
     return Found(module.train(owner.training), _home(target), ("embedding", target, padding), (ids,))
+
+
+def _recurrent(owner: fx.GraphModule, node: fx.Node, name: str) -> Found | None:
+    """A recurrent layer in all its directions and depths, without projections."""
+    if len(node.args) != 9 or not isinstance(node.args[2], list | tuple):
+        return None  # packed sequences
+    x, state, weights, biases, depth, dropout, training, both, batch_first = node.args
+    tensors = [stored(owner, w) for w in weights]  # type: ignore[union-attr]
+    numbers = (biases, depth, dropout, training, both, batch_first)
+    if any(t is None for t in tensors) or any(isinstance(n, fx.Node) for n in numbers):
+        return None
+    kind, gates = (nn.LSTM, 4) if name == "lstm" else (nn.GRU, 3)
+    module: Any = kind(
+        tensors[0].shape[1], tensors[0].shape[0] // gates, depth, bool(biases), bool(batch_first), dropout, bool(both),
+        device="meta",
+    )  # fmt: skip
+    if [tuple(t.shape) for t in tensors] != [tuple(t.shape) for t in module._flat_weights]:
+        return None
+    for key, tensor in zip(module._flat_weights_names, tensors, strict=True):
+        setattr(module, key, _parameter(tensor))
+    target = str(weights[0].target)  # type: ignore[index,union-attr]
+    states = tuple(state) if name == "lstm" else state  # type: ignore[arg-type]
+    args = (x, states)
+    return Found(module.train(bool(training)), _home(target), (name, target), args, nested=name == "lstm")
 
 
 def _random(node: fx.Node, name: str) -> Found | None:

@@ -49,6 +49,8 @@ def modularize(graph_module: fx.GraphModule, *, keep_modes: bool = False) -> Lay
             new = graph.call_module(made[found.key], found.args, found.kwargs)
         new.meta = dict(node.meta)
         names[node.name] = made[found.key] + found.inner
+        if found.nested:
+            _nest(node, new)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
     _drop_counters(graph, norms)
@@ -57,6 +59,16 @@ def modularize(graph_module: fx.GraphModule, *, keep_modes: bool = False) -> Lay
             graph.erase_node(node)
     layered = Layered(graph_module, names | _call_names(graph))
     return layered if keep_modes else layered.eval()
+
+
+def _nest(node: fx.Node, new: fx.Node) -> None:
+    """Readers of `node[1]`, `node[2]` read `new[1][0]`, `new[1][1]`."""
+    for user in list(node.users):
+        index = user.args[1]
+        if user.target is operator.getitem and isinstance(index, int) and index > 0:
+            with node.graph.inserting_before(user):
+                rest = node.graph.call_function(operator.getitem, (new, 1))
+            user.args = (rest, index - 1)
 
 
 def _drop_counters(graph: fx.Graph, norms: set[str]) -> None:

@@ -15,7 +15,7 @@ from torch import fx, nn
 M = TypeVar("M", bound=nn.Module)
 _MODE_AT = {  # position of the mode among the operands
     "batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "feature_alpha_dropout": 2,
-    "rrelu": 3,
+    "rrelu": 3, "lstm": 6, "gru": 6, "rnn_tanh": 6, "rnn_relu": 6,
 }  # fmt: skip
 _DEFAULTS = {"rrelu": (1 / 8, 1 / 3, False)}  # operands behind the first that the exporter leaves out
 _DROPPED = "pennyweight.dropout_p"  # in an attention's meta: its probability in train mode
