@@ -43,7 +43,9 @@ def parameter_groups(
 
 def float_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The entries that the float model has as well: without the quantizers'. Loads there with `strict=True`."""
-    quantizers = tuple(f"{path}." for path, m in model.named_modules() if isinstance(m, Quantizer))
+    quantizers = tuple(
+        f"{path}." for path, m in model.named_modules(remove_duplicate=False) if isinstance(m, Quantizer)
+    )
     return {
         key: value
         for key, value in model.state_dict().items()

@@ -12,6 +12,7 @@ from pennyweight.errors import LowerError
 from pennyweight.nn.integer import pack_nibbles, unpack_nibbles
 from pennyweight.program.lower.builder import Builder, Value, handles, number
 
+
 def quantized(b: Builder, x: Value, scale: Tensor, zero: Tensor, high: int = 255) -> tuple[Value, float, int]:
     """Codes of a value, with their scale and zero point."""
     s, z = number(scale), int(number(zero))
@@ -184,9 +185,9 @@ def _matmul(b: Builder, args: Any, kwargs: Any) -> Value:
 def _attention(b: Builder, args: Any, kwargs: Any) -> Value:
     q, k, v, mask, causal, factor = args[:6]
     qs, ks, vs = (args[6 + 2 * i : 8 + 2 * i] for i in range(3))
-    qq, sq, zq = quantized(b, b.value(q), *(b.stored_tensor(t) for t in qs))
-    qk, sk, zk = quantized(b, b.value(k), *(b.stored_tensor(t) for t in ks))
-    qv, sv, zv = quantized(b, b.value(v), *(b.stored_tensor(t) for t in vs))
+    qq, sq, zq = quantized(b, b.value(q), b.stored_tensor(qs[0]), b.stored_tensor(qs[1]))
+    qk, sk, zk = quantized(b, b.value(k), b.stored_tensor(ks[0]), b.stored_tensor(ks[1]))
+    qv, sv, zv = quantized(b, b.value(v), b.stored_tensor(vs[0]), b.stored_tensor(vs[1]))
     if mask is not None:
         mask = float_mask(b, b.value(mask))
     scale = float(np.float32(np.float64(sq) * np.float64(sk) * factor))

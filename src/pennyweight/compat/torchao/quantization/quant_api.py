@@ -19,8 +19,7 @@ from pennyweight.spec import QuantSpec
 
 Filter = Callable[[nn.Module, str], bool]
 TOKENS = "uint8[1,*]+z"  # per token, asymmetric, ranged at run time
-_BITS = {torch.int1: 1, torch.int2: 2, torch.int3: 3, torch.int4: 4, torch.int5: 5, torch.int6: 6, torch.int7: 7,
-         torch.int8: 8}  # fmt: skip
+_BITS: dict[Any, int] = {getattr(torch, f"int{bits}"): bits for bits in range(1, 9)}
 
 
 @dataclass(frozen=True)
