@@ -97,7 +97,9 @@ class IntegerCall(nn.Module):
             scale, zero = unsigned_params(cast("ActivationQuantizer", quantizer))
             self.register_buffer(f"scale_{position}", scale)
             self.register_buffer(f"zero_{position}", zero)
-        self.highs = {int(p): greatest_code(cast("ActivationQuantizer", q).spec) for p, q in twin.quantizers.items()}
+        self.highs = {
+            int(p): greatest_code(cast("ActivationQuantizer", q).spec) for p, q in twin.quantizers.items()
+        }
 
     def parameters_of(self, position: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point of an operand."""

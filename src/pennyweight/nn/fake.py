@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pennyweight.errors import EmptyCalibration, NonFinite
+from pennyweight.errors import CalibrationError, EmptyCalibration, NonFinite
 from pennyweight.gradients import Estimator
 from pennyweight.gradients.affine import bounds
 from pennyweight.nn.ranks import agreed
@@ -104,6 +104,7 @@ class ActivationQuantizer(Quantizer):
         self.observing = False
         self.batches = 0
         self.rate = 0.01
+        self.unconfirmed = False
         self.register_buffer("scale", torch.tensor(float("nan")))
         self.register_buffer("zero", torch.tensor(float("nan")))
 
@@ -139,6 +140,8 @@ class ActivationQuantizer(Quantizer):
             return fake_quantize_per_tensor(x, self.scale, self.zero, self.spec) if self.active else x
         if self.training and self.following and (self.fresh or not self.learned):
             self._follow(x.detach())
+        elif self.unconfirmed:
+            self._confirm()
         if not self.active or self.fresh:
             return x
         count = x.numel() // x.shape[0] if x.ndim > 1 and x.shape[0] else x.numel()
@@ -149,11 +152,6 @@ class ActivationQuantizer(Quantizer):
         if not x.numel():
             return
         assert self.estimator is not None
-        if self.learned:
-            params = self.estimator.first(x, self.spec)
-            self.set(QParams(agreed(params.scale, "mean"), params.zero if params.zero is None else agreed(
-                params.zero, "max")))  # fmt: skip
-            return
         lo, hi = torch.aminmax(x.float())
         ends = agreed(torch.stack([-lo, hi]), "max")
         if not bool(torch.isfinite(ends).all()):
@@ -162,10 +160,34 @@ class ActivationQuantizer(Quantizer):
                 hint="Look at the learning rate, or at the layers before this site.",
             )  # fmt: skip
         lo, hi = -ends[0], ends[1]
+        if self.learned:  # a zero point belongs to the extremes; a step alone may come from all values
+            params = self.estimator.first(x if self.spec.zero == "none" else torch.stack([lo, hi]), self.spec)
+            self.set(QParams(agreed(params.scale, "mean"), params.zero))
+            self.unconfirmed = True
+            return
         if not self.fresh:
             lo, hi = self.lo + self.rate * (lo - self.lo), self.hi + self.rate * (hi - self.hi)
         self._store(params_of_range(lo, hi, self.spec))
         self.lo, self.hi, self.fresh = lo, hi, False
+
+    def _confirm(self) -> None:
+        """Whether the first range is still there at the second forward: a sharded parameter keeps no such write.
+
+        Raises:
+            CalibrationError: if it is not.
+        """
+        self.unconfirmed = False
+        assert self.estimator is not None
+        written = self.estimator.start(QParams(self.scale, self.zero), self.spec)
+        if all(  # they began as ones, and one step of an optimizer does not carry them half the way
+            bool(((self.learned[name].detach() - 1).abs() < (self.learned[name].detach() - value).abs()).all())
+            for name, value in written.items()
+        ):
+            raise CalibrationError(
+                "the first range of a learned quantizer was lost: its parameters are sharded",
+                site=self.site,
+                hint="Call pw.calibrate, or run one batch, before fully_shard.",
+            )
 
     def _update(self, x: Tensor) -> None:
         if x.numel() and not bool(torch.isfinite(x).all()):
