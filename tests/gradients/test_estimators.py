@@ -128,7 +128,7 @@ def test_nan_stays_visible():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows,columns", [(1, 1), (1, 100_003), (7, 33), (64, 576), (300, 1)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 100_003), (7, 33), (64, 576), (300, 1)])
 def test_engine_equals_plain_torch(monkeypatch, dtype, rows, columns):
     if native.backend() != "native":
         pytest.skip("there is no libpennyweight here")

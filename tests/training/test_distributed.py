@@ -89,7 +89,7 @@ def free_port() -> int:
 
 
 @pytest.mark.parametrize(
-    "how,case",
+    ("how", "case"),
     [("ddp", c) for c in CASES] + [("fsdp2", c) for c in CASES[:2]],
     ids=lambda c: c if isinstance(c, str) else "-".join(map(str, c)),
 )

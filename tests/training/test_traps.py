@@ -45,7 +45,7 @@ def states_equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) or (a[k] != a[k]).all() for k in a)
 
 
-@pytest.mark.parametrize("weight,signal", METHODS)
+@pytest.mark.parametrize(("weight", "signal"), METHODS)
 def test_trains_and_converts_to_what_was_trained(small, batch, weight, signal):
     model = training.prepare(small, batch[0], weight=weight, input=signal)
     if weight != "dorefa":
@@ -103,7 +103,7 @@ def test_parameters_are_shared_with_the_float_model(small, batch):
     assert model.bn1.bias is small.bn1.bias
 
 
-@pytest.mark.parametrize("weight,signal", METHODS)
+@pytest.mark.parametrize(("weight", "signal"), METHODS)
 def test_eval_mode_changes_nothing(small, batch, weight, signal):
     model = training.prepare(small, batch[0], weight=weight, input=signal)
     learn(model, batch, 2)
@@ -115,7 +115,7 @@ def test_eval_mode_changes_nothing(small, batch, weight, signal):
     assert torch.equal(first, model(batch[0]))
 
 
-@pytest.mark.parametrize("weight,signal", METHODS)
+@pytest.mark.parametrize(("weight", "signal"), METHODS)
 def test_resumes_in_the_middle_of_a_schedule(small, batch, weight, signal):
     schedule = training.Schedule(quantize=2, freeze_ranges=5, freeze_batch_norm=6)
 

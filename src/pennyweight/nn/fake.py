@@ -180,7 +180,9 @@ class ActivationQuantizer(Quantizer):
         assert self.estimator is not None
         written = self.estimator.start(QParams(self.scale, self.zero), self.spec)
         if all(  # they began as ones, and one step of an optimizer does not carry them half the way
-            bool(((self.learned[name].detach() - 1).abs() < (self.learned[name].detach() - value).abs()).all())
+            bool(
+                ((self.learned[name].detach() - 1).abs() < (self.learned[name].detach() - value).abs()).all()
+            )
             for name, value in written.items()
         ):
             raise CalibrationError(

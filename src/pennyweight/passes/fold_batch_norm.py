@@ -35,6 +35,18 @@ def factor_and_shift(norm: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return factor, shift + (old - mean) * factor
 
 
+def fold_pair(layer: Any, norm: Any) -> Any:
+    """A layer that does what a convolution or linear layer and the norm behind it do; both are left as they are."""
+    transposed, groups = getattr(layer, "transposed", False), getattr(layer, "groups", 1)
+    weight, bias = folded(forward_weight(layer.weight, transposed, groups), layer.bias, norm)
+    new = copy.copy(layer)
+    new._parameters = dict(layer._parameters)
+    trains = layer.weight.requires_grad
+    new.weight = nn.Parameter(backward_weight(weight, transposed, groups).contiguous(), requires_grad=trains)
+    new.bias = nn.Parameter(bias, requires_grad=trains)
+    return new
+
+
 @passes.register("fold_batch_norm")
 @dataclass(frozen=True)
 class FoldBatchNorm:
@@ -70,15 +82,7 @@ class FoldBatchNorm:
                     "not folded", node.path, reason="it normalises by the statistics of the batch"
                 )
                 continue
-            transposed, groups = getattr(layer, "transposed", False), getattr(layer, "groups", 1)
-            weight, bias = folded(forward_weight(layer.weight, transposed, groups), layer.bias, norm)
-            new = copy.copy(layer)
-            new._parameters = dict(layer._parameters)
-            new.weight = nn.Parameter(
-                backward_weight(weight, transposed, groups).contiguous(),
-                requires_grad=layer.weight.requires_grad,
-            )
-            new.bias = nn.Parameter(bias, requires_grad=layer.weight.requires_grad)
+            new = fold_pair(layer, norm)
             replace_module(root, layer, new)
             replace_module(root, norm, nn.Identity())
             context.journal.add("fold", producer.path, norm=node.path)

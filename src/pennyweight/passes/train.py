@@ -79,7 +79,9 @@ class Train:
             site = f"{twin.layer.name}:{name}"
             quantizer = WeightQuantizer(twin.layer.weight, site, matrix, self.estimator("weight"))
             train_weight(twin, name, quantizer)
-        inputs: list[ActivationQuantizer] = [m for m in context.model.modules() if isinstance(m, ActivationQuantizer)]
+        inputs: list[ActivationQuantizer] = [
+            m for m in context.model.modules() if isinstance(m, ActivationQuantizer)
+        ]
         for at_input in inputs:
             at_input.train_through(self.estimator("input"), self.rate)
         _share_tied(context)
