@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from pennyweight.compat.export import capture_pre_autograd_graph, export_for_training
+from pennyweight.compat.export import capture_pre_autograd_graph
 from pennyweight.compat.quantization import move_exported_model_to_eval
 from pennyweight.compat.quantization.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 from pennyweight.compat.quantization.quantizer.xnnpack_quantizer import (
     XNNPACKQuantizer,
     get_symmetric_quantization_config,
 )
+from pennyweight.compat.export import export_for_training
 
 
 class TwoLayers(nn.Module):
