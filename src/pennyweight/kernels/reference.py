@@ -78,6 +78,26 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, n: int)
     return out
 
 
+def linear_grouped(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, per_token: bool, bits: int, n: int
+) -> Tensor:
+    """Activations ranged at run time, weights [out, in] with a scale for each of `groups` stretches of a row.
+
+        y_0 = (float32(acc_0) * sx) * sw[:, 0] + bias,  y_g = (float32(acc_g) * sx) * sw[:, g] + y_(g-1)
+
+    acc_g: the int32 product of stretch g; scale: [out, groups]; codes packed by two where bits is 4.
+    """
+    x_scale, x_zero = dynamic_params(x, per_token)
+    q = (to_codes(x, x_scale, x_zero) - x_zero).double()
+    w = (unpack_nibbles(codes, n) if bits == 4 else codes).double()
+    size = n // scale.shape[1]
+    y = bias
+    for g in range(scale.shape[1]):
+        part = slice(g * size, (g + 1) * size)
+        y = rescale(q[..., part] @ w[:, part].T, x_scale, scale[:, g], y)
+    return x.new_zeros(*x.shape[:-1], w.shape[0]) if y is None else y
+
+
 def linear_weight(
     x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int, n: int
 ) -> Tensor:

@@ -186,6 +186,10 @@ class IntegerLayerCall(IntegerWeight):
                 return o.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero)
             if self.mode == "dynamic":
                 return o.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)
+            if self.mode == "grouped":
+                return o.linear_grouped(
+                    x, self.codes, self.scale, self.bias, self.per_token, self.bits, self.in_features
+                )
             return o.linear_weight(
                 x, self.codes, self.scale, self.zero, self.bias, self.bits, self.in_features
             )

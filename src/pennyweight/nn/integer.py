@@ -42,14 +42,18 @@ class IntegerWeight(nn.Module):
             )
         self.layer, self.shape = layer, tuple(shape)
         self.out_features, self.in_features = q.codes.shape
-        self.mode: Literal["static", "dynamic", "weight"] = "weight"
+        self.mode: Literal["static", "dynamic", "grouped", "weight"] = "weight"
         if layer.inputs:
             self.mode = "dynamic" if layer.dynamic else "static"
         self.x_high = 255
         self.per_token = bool(layer.inputs) and not layer.inputs[0].per_tensor
-        self.bits = 4 if grid.bits <= 4 and self.mode == "weight" else 8
+        grouped = self.mode == "dynamic" and q.scales().shape[1] > 1
+        if grouped:
+            self.mode = "grouped"
+            _refuse_unfit_groups(layer, q)
+        self.bits = 4 if grid.bits <= 4 and self.mode in ("weight", "grouped") else 8
         scale, codes = q.scales(), q.codes
-        if self.mode != "weight":
+        if self.mode in ("static", "dynamic"):
             _refuse_unfit(layer, q)
             scale = scale.reshape(-1)
         zero = None if q.zero is None else q.zero.float()
@@ -115,6 +119,16 @@ def _refuse_unfit(layer: LayerPlan, q: QTensor) -> None:
             site=layer.name,
             spec=str(q.spec),
             hint="Use int8n[1,*], or leave the activations in float for groups.",
+        )
+
+
+def _refuse_unfit_groups(layer: LayerPlan, q: QTensor) -> None:
+    if q.zero is not None or layer.kind not in ("Linear", "linear"):
+        raise UnrealisableSite(
+            "groups meet integer activations in linear layers, without zero points",
+            site=layer.name,
+            spec=str(q.spec),
+            hint="Use int4[32] there and int8n[1,*] elsewhere.",
         )
 
 

@@ -78,6 +78,10 @@ class IntegerLinear(IntegerWeight):
             y: Tensor = ops.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero)
         elif self.mode == "dynamic":
             y = ops.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)
+        elif self.mode == "grouped":
+            y = ops.linear_grouped(
+                x, self.codes, self.scale, self.bias, self.per_token, self.bits, self.in_features
+            )
         else:
             y = ops.linear_weight(
                 x, self.codes, self.scale, self.zero, self.bias, self.bits, self.in_features
