@@ -93,7 +93,7 @@ PW_API int64_t pw_model_packed_bytes(const pw_model*);
 PW_API int pw_fake_quantize(int dtype, const void* x, void* y, int64_t rows, int64_t cols, const float* scale,
                             const float* zero, float lo, float hi, int threads);
 /* Its pseudo-gradient: gx = g * (1 + delta * sign(g) * (x * r - rint(x * r))) where the unrounded code is inside of the
- * bounds, else 0. sums [rows, 3]: of g * (rint(x * r) - x * r) inside, of g below, of g above. */
+ * bounds, to 1e-4, else 0. sums [rows, 3]: of g * (rint(x * r) - x * r) inside, of g below, of g above. */
 PW_API int pw_fake_gradient(int dtype, const void* x, const void* g, void* gx, int64_t rows, int64_t cols,
                             const float* scale, const float* zero, float lo, float hi, float delta, double* sums,
                             int threads);

@@ -52,6 +52,7 @@ struct Slot;
   void gemm_f32(const GemmF32Args&);                      \
   void decode(const DecodeArgs&);                         \
   void gemm_codes(const GemmCodesArgs&);                  \
+  void gemm_grouped(const GemmGroupedArgs&);              \
   void pack(const PackArgs&);                             \
   void interleave(const InterleaveArgs&);                 \
   void fake_quantize(const FakeArgs&);                    \

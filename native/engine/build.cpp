@@ -15,6 +15,7 @@ struct Entry {
 const Entry kBuilders[] = {
     {"conv", build_conv},
     {"linear", build_linear},
+    {"linear_grouped", build_linear_grouped},
     {"matmul", build_matmul},
     {"attention", build_attention},
     {"conv_f32", build_conv_f32},

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from cases import CODES, F32, Case
+from programs_grouped import grouped
 from programs_movement import attentions, inexact, movements, normalisations, pools, recurrents
 
 from pennyweight.program.ir import Program
@@ -291,6 +292,7 @@ def elementwise() -> Iterator[tuple[Case, Program]]:
 
 EXACT = (
     linears,
+    grouped,
     convs,
     dynamic_convs,
     chains,

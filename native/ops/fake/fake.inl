@@ -4,6 +4,7 @@
 namespace {
 
 constexpr int kLanes = 16, kBlock = 512;
+constexpr float kSlack = 1e-4f;  // of a step: the value that set the range is inside, however its code was rounded
 
 struct F32 {
   using Type = float;
@@ -58,6 +59,7 @@ void gradient_row(const FakeArgs& a) {
   const Type* g = static_cast<const Type*>(a.g);
   Type* y = static_cast<Type*>(a.y);
   float v[kBlock], w[kBlock], out[kBlock];
+  const float least = a.lo - kSlack, most = a.hi + kSlack;
   double sum[3] = {0, 0, 0};
   for (int64_t first = 0; first < a.n; first += kBlock) {
     const int count = int(a.n - first < kBlock ? a.n - first : kBlock);
@@ -68,9 +70,9 @@ void gradient_row(const FakeArgs& a) {
     for (int i = 0; i < kBlock; ++i) {
       const float t = v[i] * a.r, d = w[i], error = __builtin_rintf(t) - t;
       const float bend = d > 0.0f ? -a.delta : a.delta;  // -delta * sign(d), where d is not 0
-      low[i] = t < a.lo ? d : 0.0f;
-      high[i] = t > a.hi ? d : 0.0f;
-      const float kept = t < a.lo ? 0.0f : t > a.hi ? 0.0f : d;
+      low[i] = t < least ? d : 0.0f;
+      high[i] = t > most ? d : 0.0f;
+      const float kept = t < least ? 0.0f : t > most ? 0.0f : d;
       in[i] = kept * error;
       out[i] = kept + kept * (bend * error);
     }

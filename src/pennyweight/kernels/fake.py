@@ -15,6 +15,7 @@ from pennyweight.runtime import library
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 2}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+SLACK = 1e-4  # of a step: the value that set the range is inside, however its code was rounded
 SMALLEST = 1e-12  # of a scale in training: learned ones may pass through zero
 
 _library = torch.library.Library("pennyweight", "FRAGMENT")
@@ -97,7 +98,7 @@ def fake_gradient(
 ) -> tuple[Tensor, Tensor]:
     """With `t = x * r` and `lo, hi` the bounds less the zero point:
 
-        dx = g * (1 + delta * sign(g) * (t - rint(t)))  where lo <= t <= hi,  0 elsewhere
+        dx = g * (1 + delta * sign(g) * (t - rint(t)))  where lo <= t <= hi (to 1e-4),  0 elsewhere
         sums = [sum g * (rint(t) - t) inside,  sum g below,  sum g above]
 
     Returns dx as x, and sums [rows, 3] float32.
@@ -118,7 +119,7 @@ def fake_gradient(
     t, g = x.reshape(rows, -1).float() * (1.0 / s)[:, None], grad.reshape(rows, -1).float()
     bottom, top = _bounds(s, z, low, high)
     error = torch.round(t) - t
-    below, above = t < bottom, t > top
+    below, above = t < bottom - SLACK, t > top + SLACK
     inside = ~(below | above)
     dx = torch.where(inside, g * (1.0 - delta * torch.sign(g) * error), torch.zeros_like(g))
     parts = [(g * error * inside).sum(1), (g * below).sum(1), (g * above).sum(1)]

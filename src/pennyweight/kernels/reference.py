@@ -81,21 +81,22 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, n: int)
 def linear_grouped(
     x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, per_token: bool, bits: int, n: int
 ) -> Tensor:
-    """Activations ranged at run time, weights [out, in] with a scale for each of `groups` stretches of a row.
+    """Activations ranged at run time, weights [out, n] with one scale for every group of inputs.
 
-        y_0 = (float32(acc_0) * sx) * sw[:, 0] + bias,  y_g = (float32(acc_g) * sx) * sw[:, g] + y_(g-1)
+        t = sum_g float32(acc_g) * sw[:, g]  (g ascending, from 0),   y = t * sx + bias
 
-    acc_g: the int32 product of stretch g; scale: [out, groups]; codes packed by two where bits is 4.
+    acc_g: the int32 product of group g. Shapes: x [..., n], scale [out, groups], codes packed by two where bits is 4.
     """
     x_scale, x_zero = dynamic_params(x, per_token)
     q = (to_codes(x, x_scale, x_zero) - x_zero).double()
     w = (unpack_nibbles(codes, n) if bits == 4 else codes).double()
     size = n // scale.shape[1]
-    y = bias
+    total = x_scale.new_zeros(*x.shape[:-1], w.shape[0])
     for g in range(scale.shape[1]):
         part = slice(g * size, (g + 1) * size)
-        y = rescale(q[..., part] @ w[:, part].T, x_scale, scale[:, g], y)
-    return x.new_zeros(*x.shape[:-1], w.shape[0]) if y is None else y
+        total = total + (q[..., part] @ w[:, part].T).float() * scale[:, g]
+    y = total * x_scale
+    return y if bias is None else y + bias
 
 
 def linear_weight(

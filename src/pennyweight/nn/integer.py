@@ -22,8 +22,9 @@ class IntegerWeight(nn.Module):
     """Buffers of a converted layer; subclasses add the call.
 
     codes: int8 [out, in] (the matrix view), or packed uint8 [out, ceil(in / 2)] for weights of at most 4 bits that
-    meet float activations (low nibble first, two's complement). scale: float32 [out] or [1] where activations are
-    integers, [out, groups] otherwise. zero: float32, like scale, or None. x_scale, x_zero: 0-d float32.
+    meet float activations or are grouped (low nibble first, two's complement). scale: float32 [out] or [1] where
+    activations are integers and weights have one scale per row or for all, [out, groups] otherwise. zero: float32, like
+    scale, or None. x_scale, x_zero: 0-d float32.
     """
 
     codes: Tensor

@@ -106,7 +106,7 @@ ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
 # op -> positions of the operands that hold scales, multipliers or offsets, which must be finite where they are stored
 _FINITE: dict[str, tuple[int, ...]] = {
     "requant": (1,), "requant_add": (1,), "rescale": (1, 2, 3), "affine_q": (1, 2), "linear_w": (2, 3, 4),
-    "decode": (1, 2), "embedding": (2, 3), "lstm": (4, 6, 7, 8), "gru": (3, 5, 6, 7),
+    "linear_grouped": (2, 5), "decode": (1, 2), "embedding": (2, 3), "lstm": (4, 6, 7, 8), "gru": (3, 5, 6, 7),
 }  # fmt: skip
 
 
@@ -176,6 +176,12 @@ def _product(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Co
     return int(rows.max())
 
 
+def _grouped(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
+    """Largest |accumulator| of one group."""
+    length = op.attrs["n"] // types[op.inputs[2]].ints[1]
+    return int(length) * 255 * (1 << (op.attrs["bits"] - 1))
+
+
 def _matmul(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
     return types[op.inputs[0]].ints[-1] * 255 * 255
 
@@ -196,6 +202,7 @@ def _pooled(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Con
 _TERMS: dict[str, Callable[[Op, Mapping[str, TensorType], Mapping[str, Constant]], int]] = {
     "conv": _product,
     "linear": _product,
+    "linear_grouped": _grouped,
     "matmul": _matmul,
     "attention": _attention,
     "sum_pool": _pooled,

@@ -5,6 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+# functions of the names of their modules: bound here, before an import of the module can take the name
+from pennyweight.compat.quantization.fuse_modules import fuse_modules as fuse_modules
+from pennyweight.compat.quantization.quantize import quantize as quantize
 from pennyweight.errors import nearest
 
 _NAMES = {

@@ -61,29 +61,11 @@ def _linear_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
 
 @handles("pennyweight.linear_grouped.default")
 def _linear_grouped(b: Builder, args: Any, kwargs: Any) -> Value:
-    """One product for each stretch of the inputs, each rescaled onto the sum of those before it."""
     x, codes, scale, bias, per_token, bits, n = args
-    value = b.value(x)
-    q, row, zero = b.emit_all("dynamic_quantize", [value], per_token=bool(per_token))
-    q = b.shaped(q, value.shape)
-    tensor, scales = b.stored_tensor(codes), b.stored_tensor(scale)
-    weight = unpack_nibbles(tensor, n) if bits == 4 else tensor
-    size, rank = n // scales.shape[1], q.rank
-    total: Value | None = None
-    for g in range(scales.shape[1]):
-        part = slice(g * size, (g + 1) * size)
-        ends = {"starts": [0] * (rank - 1) + [part.start], "steps": [1] * rank}
-        stretch = q if scales.shape[1] == 1 else b.emit(
-            "slice", [q], stops=[*q.shape[:-1], part.stop], **ends
-        )  # fmt: skip
-        own = b.constant(weight[:, part].contiguous(), f"{codes.name}.{g}", "i8")
-        acc = b.emit("linear", [stretch, own, None, zero], zero=0)
-        column = b.constant(scales[:, g].contiguous(), f"{b.site}.scale.{g}")
-        first = None if bias is None or g else b.value(bias)
-        y = b.emit("rescale", [acc, column, first, row])
-        total = y if total is None else b.emit("binary", [y, total], fn="add")
-    assert total is not None
-    return total
+    q, row, zero = b.emit_all("dynamic_quantize", [b.value(x)], per_token=bool(per_token))
+    operands: list[Value | None] = [q, stored_codes(b, codes, bits), b.value(scale), zero, row]
+    operands += [] if bias is None else [b.value(bias)]
+    return b.emit("linear_grouped", operands, bits=bits, n=n)
 
 
 def stored_codes(b: Builder, codes: Any, bits: int) -> Value:

@@ -87,6 +87,7 @@ def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 # Imported by name, not found by a scan: the runtime must start in milliseconds.
 from pennyweight.program.ops import (  # noqa: E402
     elementwise,
+    grouped,
     integer,
     movement,
     normalize,
@@ -103,6 +104,7 @@ __all__ = [
     "define",
     "definitions",
     "elementwise",
+    "grouped",
     "integer",
     "movement",
     "normalize",

@@ -90,13 +90,18 @@ def check_scales(scale: Any, zero: Any, rows: int, n: int) -> None:
     require(zero is None or want(zero, "f32") == shape, "zero points do not fit the scales")
 
 
-def decoded(codes: Any, scale: Any, zero: Any, bits: int, n: int) -> Array:
-    """`(code - zero) * scale`, f32 [rows, n]."""
+def unpacked(codes: Any, bits: int, n: int) -> Array:
+    """Stored codes as i8 [rows, n]."""
     c = array(codes)
     if bits == 4:
         pairs = np.stack([c & 15, c >> 4], -1).reshape(len(c), -1)[:, :n]
         c = (pairs ^ 8).astype(np.int8) - 8
-    s = array(scale)
+    return c
+
+
+def decoded(codes: Any, scale: Any, zero: Any, bits: int, n: int) -> Array:
+    """`(code - zero) * scale`, f32 [rows, n]."""
+    c, s = unpacked(codes, bits, n), array(scale)
     w = c.astype(np.float32).reshape(len(c), s.shape[1], -1)
     if zero is not None:
         w = w - array(zero)[..., None]

@@ -1,0 +1,51 @@
+"""Linear layers with grouped weights, at ragged sizes and extreme values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from cases import F32, Case
+
+from pennyweight.program.ir import Program
+
+
+def grouped_case(m, n, groups, size, *, bits=4, per_token=True, bias=True, extreme=False, shared=False):
+    k = groups * size
+    case = Case(
+        f"grouped m={m} n={n} groups={groups}x{size} bits={bits}{' token' * per_token}"
+        f"{' bias' * bias}{' extreme' * extreme}{' shared' * shared}"
+    )
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    codes = case.rng.integers(low, high, (n, k), endpoint=True)
+    if extreme:
+        codes = case.rng.choice(np.array([low, high]), (n, k))
+    if bits == 4:
+        padded = np.pad(codes, ((0, 0), (0, k % 2)))
+        pairs = (padded[:, ::2] & 15) | (padded[:, 1::2] & 15) << 4
+        weight = case.constant(pairs.astype(np.uint8), "u4")
+    else:
+        weight = case.constant(codes.astype(np.int8))
+    scale = case.constant(case.rng.uniform(0.001, 0.1, (1 if shared else n, groups)).astype(F32))
+    x = case.floats(*m, k) if isinstance(m, tuple) else case.floats(m, k)
+    if extreme:  # every code 255 of a row whose zero point is 0, or 0 of one whose zero point is 255
+        case.inputs[x][:] = np.where(np.arange(m)[:, None] % 2, F32(-3), F32(3))
+    q, row, zero = case.op("dynamic_quantize", [x], 3, per_token=per_token)
+    operands = [q, weight, scale, zero, row]
+    operands += [case.constant(case.rng.standard_normal(n).astype(F32))] if bias else []
+    return case, case.program(case.op("linear_grouped", operands, bits=bits, n=k))
+
+
+def grouped() -> Iterator[tuple[Case, Program]]:
+    for m in (1, 2, 3, 4, 5, 7, 13):
+        yield grouped_case(m, 70, 3, 32)
+    for n in (1, 15, 16, 17, 33, 64, 65, 130):
+        yield grouped_case(3, n, 2, 32, bias=n % 2 == 0)
+    for groups, size in ((1, 1), (5, 3), (2, 7), (4, 16), (3, 33), (2, 64), (2, 100), (40, 32), (1, 1000)):
+        yield grouped_case(6, 48, groups, size)
+        yield grouped_case(5, 40, groups, size, bits=8, bias=False)
+    yield grouped_case(4, 20, 2, 128, extreme=True)
+    yield grouped_case(4, 20, 2, 128, bits=8, extreme=True)
+    yield grouped_case(9, 33, 4, 32, per_token=False)
+    yield grouped_case((2, 3), 33, 4, 32, shared=True)
+    yield grouped_case(0, 33, 4, 32)
