@@ -178,8 +178,8 @@ def _product(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Co
 
 def _grouped(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
     """Largest |accumulator| of one group."""
-    length = op.attrs["n"] // types[op.inputs[2]].ints[1]
-    return int(length) * 255 * (1 << (op.attrs["bits"] - 1))
+    length = int(op.attrs["n"]) // types[op.inputs[2]].ints[1]
+    return length * 255 * (1 << (int(op.attrs["bits"]) - 1))
 
 
 def _matmul(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
