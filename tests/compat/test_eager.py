@@ -115,7 +115,9 @@ def test_optimizer_made_before_the_first_forward_trains_it(net, batch):
     optimizer.step()
     assert prepared.conv1.weight is weight
     assert not torch.equal(weight, before)
-    assert {id(p) for p in prepared.parameters()} == {id(p) for g in optimizer.param_groups for p in g["params"]}
+    assert {id(p) for p in prepared.parameters()} == {
+        id(p) for g in optimizer.param_groups for p in g["params"]
+    }
 
 
 def test_switches_work_before_and_after_the_first_forward(net, batch):
@@ -135,10 +137,14 @@ def test_switches_work_before_and_after_the_first_forward(net, batch):
         prepared.apply(tq.disable_observer)
         found = {m.site: float(m.scale) for m in prepared.modules() if isinstance(m, ActivationQuantizer)}
         prepared(batch[0] * 9)
-        assert found == {m.site: float(m.scale) for m in prepared.modules() if isinstance(m, ActivationQuantizer)}
+        assert found == {
+            m.site: float(m.scale) for m in prepared.modules() if isinstance(m, ActivationQuantizer)
+        }
         prepared.apply(tq.enable_observer)
         prepared(batch[0] * 9)
-        assert found != {m.site: float(m.scale) for m in prepared.modules() if isinstance(m, ActivationQuantizer)}
+        assert found != {
+            m.site: float(m.scale) for m in prepared.modules() if isinstance(m, ActivationQuantizer)
+        }
         prepared.apply(intrinsic_qat.update_bn_stats)
         assert not any(m.frozen for m in prepared.modules() if isinstance(m, LiveNorm))
 
@@ -164,7 +170,9 @@ def test_one_call_forms(net, batch):
 
 def test_dynamic():
     torch.manual_seed(0)
-    model = nn.ModuleDict({"rnn": nn.LSTM(8, 8, batch_first=True), "fc": nn.Linear(8, 4), "other": nn.Linear(8, 4)})
+    model = nn.ModuleDict(
+        {"rnn": nn.LSTM(8, 8, batch_first=True), "fc": nn.Linear(8, 4), "other": nn.Linear(8, 4)}
+    )
     done = tq.quantize_dynamic(model, {nn.LSTM, nn.Linear}, dtype=torch.qint8)
     assert [type(m).__name__ for m in done.values()] == ["IntegerSequence", "IntegerLinear", "IntegerLinear"]
     done = tq.quantize_dynamic(model, {"fc"}, dtype=torch.qint8)
@@ -204,7 +212,11 @@ def test_observers_called_directly(make):
     assert zero.dtype == torch.int64
     rows = observer.ch_axis is not None
     low = -128 if observer.dtype == torch.qint8 else 0
-    q = torch.clamp(torch.round(x / (scale[:, None] if rows else scale)) + (zero[:, None] if rows else zero), low, low + 255)
+    q = torch.clamp(
+        torch.round(x / (scale[:, None] if rows else scale)) + (zero[:, None] if rows else zero),
+        low,
+        low + 255,
+    )
     back = (q - (zero[:, None] if rows else zero)) * (scale[:, None] if rows else scale)
     assert float((back - x).abs().mean()) < 0.05
 

@@ -15,7 +15,9 @@ from pennyweight.errors import PennyweightError
 
 def command(
     path: Annotated[Path, typer.Argument(help="A Python file, or a folder of them.")],
-    write: Annotated[bool, typer.Option("--write", help="Change the files; otherwise only show the changes.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Change the files; otherwise only show the changes.")
+    ] = False,
 ) -> None:
     """Rewrite imports and moved names, print the changes, and name each line that could not be carried over."""
     try:

@@ -208,14 +208,17 @@ class _Rewriter(cst.CSTTransformer):
         if whole is not None and not stay and len(by_module) == 1:
             return updated_node.with_changes(module=chain(whole))
         made = [
-            cst.ImportFrom(chain(module), _separated(aliases)) for module, aliases in sorted(by_module.items())
+            cst.ImportFrom(chain(module), _separated(aliases))
+            for module, aliases in sorted(by_module.items())
         ]
         if stay:
             made.append(updated_node.with_changes(names=_separated(stay), lpar=None, rpar=None))
         if len(made) == 1:
-            return made[0].with_changes(lpar=updated_node.lpar, rpar=updated_node.rpar) if _same(
-                made[0], updated_node
-            ) else made[0]
+            return (
+                made[0].with_changes(lpar=updated_node.lpar, rpar=updated_node.rpar)
+                if _same(made[0], updated_node)
+                else made[0]
+            )
         return cst.FlattenSentinel(made)
 
     def leave_SimpleStatementLine(
