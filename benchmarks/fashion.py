@@ -2,7 +2,8 @@
 
 usage: python benchmarks/fashion.py [--epochs 6 3] [--out FOLDER]
 
-Trains the network in float, then with quantization, as the listing does (seed 0); converts it, saves it as .dwt, and runs that file on the engine over the 10,000 test images. Bytes are those of the float state dict and the file.
+Trains the network in float, then with quantization, as the listing does (seed 0); converts it, saves it as .dwt, and
+runs that file on the engine over the 10,000 test images. Bytes are those of the float state dict and of the file.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ usage: python benchmarks/lm_qat.py make --out FOLDER [--steps 800]
 
 Inputs of linear layers int8, ranged per token at run time; weights as --weight says where the groups fit, one scale
 per row elsewhere; tables int8. `run` prints float, float trained on for as many steps, after-training (min-max and
-mean-square ranges) and quantization-aware perplexity, on fake-quantized floats and, converted, on integer codes (--integer).
-AdamW, cosine to 0; the loss is cross entropy plus the divergence from the float model (T = 1). Seed 0.
+mean-square ranges) and quantization-aware perplexity, on fake-quantized floats and, converted, on integer codes
+(--integer). AdamW, cosine to 0; the loss is cross entropy plus the divergence from the float model (T = 1). Seed 0.
 """
 
 from __future__ import annotations

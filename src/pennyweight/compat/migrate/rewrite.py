@@ -139,7 +139,8 @@ class _Rewriter(cst.CSTTransformer):
         self.inner: set[int] = set()
         self.importing = 0
         self.lost_torch = False
-        self.binds_torch = self.uses_torch = False
+        self.binds_torch = False
+        self.torches: set[int] = set()  # places that say `torch` and stay
 
     def line(self, node: cst.CSTNode) -> int:
         return int(self.get_metadata(PositionProvider, node).start.line)
@@ -272,11 +273,16 @@ class _Rewriter(cst.CSTTransformer):
         name = self.full(original_node)
         new = None if name is None else _exactly(name)
         if new is not None:
+            root: cst.BaseExpression = original_node
+            while isinstance(root, cst.Attribute):
+                root = root.value
+            self.torches.discard(id(root))
             return chain(new).with_changes(lpar=updated_node.lpar, rpar=updated_node.rpar)
         return updated_node
 
     def leave_Name(self, original_node: cst.Name, updated_node: cst.Name) -> cst.BaseExpression:
-        self.uses_torch = self.uses_torch or (original_node.value == "torch" and not self.importing)
+        if original_node.value == "torch" and not self.importing:
+            self.torches.add(id(original_node))
         return updated_node
 
 
@@ -300,7 +306,7 @@ def _with_imports(module: cst.Module, worker: _Rewriter) -> list[cst.BaseStateme
     present = {dotted(a.name) for s in _imports(module) if isinstance(s, cst.Import) for a in s.names
                if a.asname is None}  # fmt: skip
     names = sorted(worker.wanted - present)
-    if worker.lost_torch and worker.uses_torch and not worker.binds_torch and "torch" not in present:
+    if worker.lost_torch and worker.torches and not worker.binds_torch and "torch" not in present:
         names.append("torch")
     body = list(module.body)
     at = next((i for i, line in enumerate(body) if _of_torch(line)), len(body))
