@@ -49,3 +49,5 @@ def grouped() -> Iterator[tuple[Case, Program]]:
     yield grouped_case(9, 33, 4, 32, per_token=False)
     yield grouped_case((2, 3), 33, 4, 32, shared=True)
     yield grouped_case(0, 33, 4, 32)
+    yield grouped_case(50, 40, 2, 64)  # rows among threads
+    yield grouped_case(31, 200, 17, 32)  # columns among threads, groups in several passes
