@@ -35,10 +35,10 @@ _PLACES = {
     "PennyweightError": "errors",
     "Session": "runtime.session",
 }
-_MODULES = ("errors", "runtime", "exporters")
+_MODULES = ("errors", "runtime", "exporters", "training", "compat")
 
 if TYPE_CHECKING:
-    from pennyweight import errors, exporters, runtime
+    from pennyweight import compat, errors, exporters, runtime, training
     from pennyweight.errors import PennyweightError
     from pennyweight.journal import Journal
     from pennyweight.pipeline import calibrate, convert, journal, prepare, quantize, record, state
@@ -53,9 +53,10 @@ if TYPE_CHECKING:
     from pennyweight.storage import difference, load, save
 
 __all__ = [
-    "Journal", "PennyweightError", "Plan", "Program", "QParams", "QTensor", "QuantSpec", "Recipe", "Rule", "Session",
-    "Site", "calibrate", "chain", "convert", "difference", "errors", "exporters", "interpret", "journal", "load",
-    "lower", "prepare", "presets", "quantize", "record", "runtime", "save", "state",
+    "Journal", "PennyweightError", "Plan", "Program", "QParams", "QTensor", "QuantSpec", "Recipe", "Rule",
+    "Session", "Site", "calibrate", "chain", "compat", "convert", "difference", "errors", "exporters",
+    "interpret", "journal", "load", "lower", "prepare", "presets", "quantize", "record", "runtime", "save",
+    "state", "training",
 ]  # fmt: skip
 
 

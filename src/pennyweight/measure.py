@@ -153,3 +153,25 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def differences(wanted: Sequence[Any], found: Sequence[Any]) -> dict[str, float]:
+    """How far some results are from others, arrays of the same shapes in the same order.
+
+    Returns:
+        max_abs: greatest absolute difference; sqnr_db: `10 log10(sum y^2 / sum (y - p)^2)`, 200 where equal;
+        argmax_differs: fraction of rows of the last axis whose greatest entry is another.
+    """
+    import numpy as np
+
+    pairs = [(e, m) for e, m in zip(wanted, found, strict=True) if e.dtype.kind == "f" and e.size]
+    signal = sum(float((e.astype(np.float64) ** 2).sum()) for e, _ in pairs)
+    noise = sum(float(((e.astype(np.float64) - m) ** 2).sum()) for e, m in pairs)
+    rows = [(e, m) for e, m in pairs if e.ndim > 1 and e.shape[-1] > 1]
+    differ = sum(int((e.argmax(-1) != m.argmax(-1)).sum()) for e, m in rows)
+    total = sum(e[..., 0].size for e, _ in rows)
+    return {
+        "max_abs": max((float(np.abs(e - m).max()) for e, m in pairs), default=0.0),
+        "sqnr_db": 200.0 if noise == 0 or signal == 0 else float(10 * np.log10(signal / noise)),
+        "argmax_differs": differ / total if total else 0.0,
+    }

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from pennyweight import kernels as kernels  # the opaque ops that converted modules call
 from pennyweight.errors import CalibrationError, EmptyCalibration, PennyweightError
@@ -16,6 +17,7 @@ from pennyweight.graph import Graph
 from pennyweight.graph.record import call, leaves_only
 from pennyweight.graph.record import record as record_graph
 from pennyweight.journal import Journal
+from pennyweight.measure import differences
 from pennyweight.nn import twins
 from pennyweight.nn.calls import CallTwin, convert_call
 from pennyweight.nn.fake import ActivationQuantizer, Quantizer
@@ -334,7 +336,28 @@ def convert(model: nn.Module) -> nn.Module:
     log.add("size", before=before, after=model_bytes(root))
     plan_state = State("converted", st.recipe, st.plan, log, st.graph, st.example, st.functional_bias)
     setattr(root, "_pennyweight", plan_state)  # noqa: B010
-    return root.eval()
+    root.eval()
+    if st.recipe.trains and st.example is not None:
+        log.add("integers", **_rounding_apart(model, root, st.example))
+    return root
+
+
+def _rounding_apart(trained: nn.Module, integer: nn.Module, example: Any) -> dict[str, float]:
+    """How far integer outputs are from the fake-quantized ones they were trained as, in eval mode."""
+    modes = {path: module.training for path, module in trained.named_modules()}
+    try:
+        with torch.no_grad():
+            results = [
+                [
+                    t.detach().float().cpu().numpy()
+                    for t in tree_leaves(call(m, example))
+                    if isinstance(t, Tensor)
+                ]
+                for m in (trained.eval(), integer)
+            ]
+    finally:
+        _restore_modes(trained, modes)
+    return differences(*results)
 
 
 def model_bytes(model: nn.Module) -> int:

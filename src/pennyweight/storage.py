@@ -18,6 +18,7 @@ from pennyweight.errors import FormatError, LowerError, PennyweightError, neares
 from pennyweight.exporters import exporters
 from pennyweight.graph.record import call
 from pennyweight.journal import Journal
+from pennyweight.measure import differences
 from pennyweight.modules import load_module, save_module
 from pennyweight.pipeline import State, state
 from pennyweight.program.ir import Array, Program, TensorType
@@ -158,16 +159,8 @@ def difference(model: nn.Module, program: Program, example: Any) -> dict[str, An
         raise LowerError(
             f"the program has {len(mine)} results, the model {len(eager)}", site=type(model).__name__
         )
-    pairs = [(e, m) for e, m in zip(eager, mine, strict=True) if e.dtype.kind == "f" and e.size]
-    signal = sum(float((e.astype(np.float64) ** 2).sum()) for e, _ in pairs)
-    noise = sum(float(((e.astype(np.float64) - m) ** 2).sum()) for e, m in pairs)
-    rows = [(e, m) for e, m in pairs if e.ndim > 1 and e.shape[-1] > 1]
-    differ = sum(int((e.argmax(-1) != m.argmax(-1)).sum()) for e, m in rows)
-    total = sum(e[..., 0].size for e, _ in rows)
     return {
-        "max_abs": max((float(np.abs(e - m).max()) for e, m in pairs), default=0.0),
-        "sqnr_db": 200.0 if noise == 0 or signal == 0 else float(10 * np.log10(signal / noise)),
-        "argmax_differs": differ / total if total else 0.0,
+        **differences(eager, mine),
         "samples": next((a.shape[0] for a in arrays.values() if a.ndim), 1),
         "backend": session.backend,
     }

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import pennyweight as pw
 from pennyweight import training
-from pennyweight.errors import CalibrationError, NonFinite, RecipeError
+from pennyweight.errors import CalibrationError, EmptyCalibration, NonFinite, RecipeError
 from pennyweight.nn.fake import ActivationQuantizer, WeightQuantizer
 from pennyweight.nn.live_norm import LiveNorm
 from pennyweight.passes.train import Train
@@ -313,5 +313,19 @@ def test_clear_errors(small, batch):
     bad[0, 0, 0, 0] = float("nan")
     with pytest.raises(NonFinite, match="conv1:input"):
         model(bad)
+    with pytest.raises(EmptyCalibration, match="no value reached this site in training"):
+        pw.convert(training.prepare(small, batch[0]))
+    model = training.prepare(small, batch[0])
+    pw.calibrate(model, [batch[0]])
     with pytest.raises(CalibrationError):
-        pw.calibrate(pw.convert(training.prepare(small, batch[0])), [batch[0]])
+        pw.calibrate(pw.convert(model), [batch[0]])
+
+
+def test_conversion_says_how_far_integers_are(small, batch):
+    model = training.prepare(small, batch[0])
+    learn(model, batch, 2)
+    done = pw.convert(model)
+    assert model.training  # as it was
+    said = next(e for e in pw.journal(done).events if e.kind == "integers").data
+    assert said["sqnr_db"] > 30
+    assert 0 <= said["argmax_differs"] <= 1

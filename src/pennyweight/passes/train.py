@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pennyweight.errors import RecipeError
+from pennyweight.errors import EmptyCalibration, RecipeError
 from pennyweight.formats import grids
 from pennyweight.gradients import Estimator, Role, estimators
 from pennyweight.nn.calls import CallTwin
@@ -106,9 +106,18 @@ class Train:
         """Write codes and ranges as trained, and fold the batch norms; `root` is changed.
 
         folds: path of a layer to that of the norm behind it.
+
+        Raises:
+            EmptyCalibration: if a site has no range yet.
         """
         for module in root.modules():
             if isinstance(module, ActivationQuantizer):
+                if module.fresh:
+                    raise EmptyCalibration(
+                        "no value reached this site in training",
+                        site=module.site,
+                        hint="Train, or calibrate, with inputs that take this branch, or keep the layer in float.",
+                    )
                 module.settle()
         params: dict[str, Tensor] = dict(root.named_parameters())
         for twin, name, matrix in weights(root, params):

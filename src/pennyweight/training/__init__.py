@@ -1,6 +1,7 @@
 """Quantization-aware training: any loop trains a model that `prepare` made; here is what goes around it."""
 
 from pennyweight.training.batch_norm import freeze_batch_norm, reestimate_batch_norm
+from pennyweight.training.callbacks import lightning_callback, transformers_callback
 from pennyweight.training.distill import distillation_loss
 from pennyweight.training.fit import Fit, fit
 from pennyweight.training.oscillation import OscillationFreezing, dampening_loss
@@ -17,7 +18,9 @@ __all__ = [
     "fit",
     "float_state_dict",
     "freeze_batch_norm",
+    "lightning_callback",
     "parameter_groups",
     "prepare",
     "reestimate_batch_norm",
+    "transformers_callback",
 ]
