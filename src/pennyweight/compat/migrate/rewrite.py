@@ -15,6 +15,7 @@ from pennyweight.compat.migrate.names import chain, dotted
 from pennyweight.compat.migrate.rules import moved
 
 Small = cst.BaseSmallStatement
+_SPEAKS = re.compile("torch|pennyweight")
 
 
 @dataclass(frozen=True, order=True)
@@ -50,7 +51,10 @@ def rewrite(code: str) -> Result:
     Raises:
         libcst.ParserSyntaxError: if the text is no Python.
     """
-    wrapper = MetadataWrapper(cst.parse_module(code))
+    tree = cst.parse_module(code)
+    if not _SPEAKS.search(code):
+        return Result(code)  # most files of a folder
+    wrapper = MetadataWrapper(tree)
     found = analyse(wrapper, code)
     new = wrapper.module.visit(_Rewriter(found)).code
     lines = _line_map(code, new) if found.notes else {}

@@ -45,10 +45,15 @@ _NAMES = {
         disable_fake_quant enable_observer disable_observer""",
 }
 _PLACES = {name: place for place, names in _NAMES.items() for name in names.split()}
+_MODULES = """backend_config fake_quantize fx observer pt2e qconfig qconfig_mapping quantize_fx quantize_pt2e quantizer
+    stubs""".split()
+__all__ = sorted(_PLACES)  # for `import *`, which asks for each
 
 
 def __getattr__(name: str) -> Any:
-    """Fetch a public name from its module, once."""
+    """Fetch a public name from its module, or a module, once."""
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _PLACES:
         raise AttributeError(f"{__name__} has no {name!r}. {nearest(name, _PLACES, 'public names')}")
     value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
