@@ -10,6 +10,7 @@ from pennyweight.gradients import estimators
 from pennyweight.gradients.affine import bounds, lsq_gain, positive_bound, rounded
 from pennyweight.kernels import native
 from pennyweight.qtensor import QParams, quantize
+from pennyweight.runtime.library import supported_isas
 from pennyweight.spec import QuantSpec
 
 WEIGHTS = [n for n, e in estimators.items() if "weight" in e.serves]
@@ -129,9 +130,11 @@ def test_nan_stays_visible():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 100_003), (7, 33), (64, 576), (300, 1)])
-def test_engine_equals_plain_torch(monkeypatch, dtype, rows, columns):
+@pytest.mark.parametrize("isa", supported_isas() if native.backend() == "native" else ["none"])
+def test_every_instruction_set_equals_plain_torch(monkeypatch, isa, dtype, rows, columns):
     if native.backend() != "native":
         pytest.skip("there is no libpennyweight here")
+    monkeypatch.setenv("PENNYWEIGHT_ISA", isa)
     torch.manual_seed(0)
     data = (torch.randn(rows, columns) * 4).to(dtype)
     scale, zero, g = (
@@ -147,6 +150,9 @@ def test_engine_equals_plain_torch(monkeypatch, dtype, rows, columns):
         return y.detach(), x.grad, s.grad
 
     mine = run()
+    monkeypatch.setenv("PENNYWEIGHT_ISA", "scalar")
+    defined = run()
+    assert all(torch.equal(a, b) for a, b in zip(mine, defined, strict=True))  # sums too: one order for all
     monkeypatch.setenv("PENNYWEIGHT_EAGER", "reference")
     theirs = run()
     assert torch.equal(mine[0], theirs[0])
