@@ -26,7 +26,7 @@ def command(
 ) -> None:
     """List what is registered.
 
-    Kinds: grids, statistics, ranges, solvers, passes, recipes, twins, ops, exporters, kernels.
+    Kinds: grids, statistics, ranges, solvers, estimators, passes, recipes, twins, ops, exporters, kernels.
     """
     if kind and kind not in KINDS:
         raise RegistryError(f"{kind!r} is no kind of entry", hint=nearest(kind, KINDS, "kinds"))
@@ -88,6 +88,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "statistics": _registered("stats", "stats"),
     "ranges": _registered("ranges", "ranges"),
     "solvers": _registered("solvers", "solvers"),
+    "estimators": _registered("gradients", "estimators"),
     "passes": _registered("passes", "passes"),
     "recipes": _recipes,
     "twins": _registered("nn", "twins"),
