@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import os
 import re
 import stat
 import tokenize
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,8 +93,8 @@ def _migrate(file: Path, tally: _Tally, *, write: bool, show: bool) -> None:
         old = raw.decode(encoding)
         result = rewrite(old)
     except cst.ParserSyntaxError as error:
-        reason = " ".join(error.message.split())
-        return _broken(f"{file}:{error.raw_line}:{error.raw_column + 1}: {reason}", tally)
+        line, reason = _syntax(old) or (error.raw_line, " ".join(error.message.split()))
+        return _broken(f"{file}:{line}: {reason}", tally)
     except RecursionError:
         return _broken(f"{file}: nested too deeply to be read", tally)
     except (SyntaxError, UnicodeDecodeError, OSError) as error:
@@ -109,6 +111,19 @@ def _migrate(file: Path, tally: _Tally, *, write: bool, show: bool) -> None:
         tally.notes.append({"file": str(file), **_fields(one, line)})
         if show:
             typer.echo(f"{file}:{line}: not carried over: {one.what}: {one.why}. {one.instead}")
+    return None
+
+
+def _syntax(code: str) -> tuple[int, str] | None:
+    """Where Python itself sees the error, and what it says: nearer than libcst. None if it takes the text."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes and the like, which are no errors
+            ast.parse(code)
+    except SyntaxError as error:
+        return (error.lineno, error.msg) if error.lineno else None
+    except ValueError:  # bytes of zero
+        return None
     return None
 
 

@@ -26,6 +26,7 @@ from pennyweight.compat.migrate.rules import (
     LOWERING,
     METHODS,
     MODULES,
+    PACKAGES,
     SETTERS,
     SUSPECT,
     Gone,
@@ -66,6 +67,9 @@ class Findings:
     chains: dict[cst.CSTNode, str] = field(default_factory=dict)
     setters: dict[cst.CSTNode, str] = field(default_factory=dict)
     before: dict[Statement, set[str]] = field(default_factory=dict)  # modules to import in front of an import
+    instead: dict[cst.ImportAlias, str] = field(
+        default_factory=dict
+    )  # of a package that may no longer be there
     notes: list[tuple[int, str, Gone]] = field(default_factory=list)
 
 
@@ -284,6 +288,7 @@ class _Analysis(cst.CSTVisitor):
         """What imports the changed names need, and which names changed imports no longer bind."""
         for use, first, scope in self.stays:
             self._keep(use, first, scope)
+        self._replace_packages()
         for module, binding, use in sorted(
             self.needs, key=lambda n: n[0], reverse=True
         ):  # the longest names first
@@ -295,6 +300,17 @@ class _Analysis(cst.CSTVisitor):
                 self.imported.append((binding.statement, module))
         if self.quantizes:
             self.found.notes += self.suspects
+
+    def _replace_packages(self) -> None:
+        """`import torchao` of which nothing stays in use: it may not be installed any more."""
+        used = {b.alias for _, first, scope in self.stays for b in self._bindings(scope, first)}
+        for module, binding, _ in sorted(self.needs, key=lambda n: n[0]):
+            package = isinstance(binding.statement, cst.Import) and not binding.moves
+            if not package or binding.full.split(".")[0] not in PACKAGES:
+                continue
+            if binding.alias not in used and binding.alias not in self.found.instead:
+                self.found.instead[binding.alias] = module
+                self.imported.append((binding.statement, module))
 
     def _keep(self, use: cst.CSTNode, first: str, scope: Scope) -> None:
         """See to it that a name which stays in use is still bound where `import torch.quantization` bound it."""

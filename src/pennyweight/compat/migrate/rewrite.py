@@ -103,8 +103,12 @@ class _Rewriter(cst.CSTTransformer):
     ) -> cst.Import | cst.FlattenSentinel[Small]:
         names = []
         for alias in original_node.names:
+            instead = self.found.instead.get(alias)
             new = moved(dotted(alias.name) or "")
-            names.append(alias if new is None else alias.with_changes(name=chain(new)))
+            if instead is not None:
+                names.append(alias.with_changes(name=chain(instead), asname=None))
+            else:
+                names.append(alias if new is None else alias.with_changes(name=chain(new)))
         made = updated_node.with_changes(names=names)
         before = self._before(original_node)
         return cst.FlattenSentinel([*before, made]) if before else made

@@ -32,6 +32,9 @@ MODULES = {
     "torch.export.export_for_training": f"{_HERE}.export.export_for_training",
 }
 
+# torch stays installed; these may not: an import of them goes where nothing of them stays in use
+PACKAGES = ("torchao", "executorch")
+
 # an attribute that was assigned to -> the function that takes the value
 SETTERS = {"torch.backends.quantized.engine": f"{_HERE}.quantization.set_backend"}
 
