@@ -90,6 +90,15 @@ def test_what_cannot_be_had():
         plan_of(Residual(), Rule(input=INPUT))
 
 
+@pytest.mark.parametrize("text", ["uint4[1,*]+z", "uint8[1,*]", "int8n[*]+z", "uint8[32]+z", "uint8[2,*]+z"])
+def test_what_cannot_be_ranged_at_run_time(text):
+    with pytest.raises(UnrealisableSite, match=r"a scale for the tensor or each token.*uint8\[1,\*\]\+z"):
+        plan_of(Residual(), Rule("head", weight=WEIGHT, input=QuantSpec.parse(text), dynamic=True))
+    per_token = QuantSpec.parse("uint8[1,*]+z")
+    with pytest.raises(UnrealisableSite, match=r"Use uint8\[\*\]\+z"):
+        plan_of(Residual(), Rule("stem", weight=WEIGHT, input=per_token, dynamic=True))
+
+
 def test_operations_follow_where_their_result_flows():
     plan = plan_of(Residual(), STATIC)
     assert ":add/0" in plan.layers

@@ -245,6 +245,12 @@ def _first(rules: Sequence[Rule], node: Node, used: set[int], shapes: Sequence[M
     return None
 
 
+_AT_RUN_TIME: tuple[tuple[int | None, ...], ...] = (
+    (),
+    (1, None),
+)  # blocks of activations: per tensor, per token
+
+
 def _plan_layer(
     name: str,
     node: Node,
@@ -292,6 +298,8 @@ def _plan_layer(
             spec=str(specs[0]),
             hint="Use [*], or set dynamic for one scale per token.",
         )
+    if dynamic:
+        _refuse_at_run_time(name, node, specs)
     if weight is None and not specs:
         kept[name] = "the rule quantizes nothing here"
         return
@@ -303,6 +311,19 @@ def _plan_layer(
             hint="Give them a rule with input uint8[1,*]+z.",
         )
     layers[name] = LayerPlan(name, node.op, weight, specs, dynamic, weights=weights, inner=inner)
+
+
+def _refuse_at_run_time(name: str, node: Node, specs: Mapping[int, QuantSpec]) -> None:
+    convolution = node.op in ops.CONVS or node.op in ops.FUNCTIONAL_LAYERS - {"linear"}
+    for spec in specs.values():
+        per_token = spec.block == (1, None) and not convolution
+        if spec.grid not in ("uint8", "int8") or spec.zero != "int" or not (per_token or spec.per_tensor):
+            raise UnrealisableSite(
+                "activations ranged at run time have 8 bits, a zero point, and a scale for the tensor or each token",
+                site=name,
+                spec=str(spec),
+                hint="Use uint8[*]+z." if convolution else "Use uint8[1,*]+z or uint8[*]+z.",
+            )
 
 
 def _glue_kind(node: Node) -> str:

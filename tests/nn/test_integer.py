@@ -11,8 +11,10 @@ from pennyweight.errors import UnrealisableSite
 from pennyweight.kernels import reference
 from pennyweight.passes.solve import Solve
 from pennyweight.program.interpret import interpret
+from pennyweight.ranges import ranges
 from pennyweight.runtime import library
 from pennyweight.runtime.engine import Engine
+from pennyweight.solvers import solvers
 from pennyweight.spec import QuantSpec
 
 
@@ -102,6 +104,26 @@ def test_the_reference_is_the_law_written_out(bits, per_token):
             assert got[m, o] == f32(t * sx) + bias[o].numpy()
 
 
+@pytest.mark.parametrize("weight", ["int4[2,32]", "int4[*,32]", "int8[3,*]", "int3[32]"])
+def test_blocks_of_several_rows_and_fewer_bits(weight, example):
+    torch.manual_seed(4)
+    linear = nn.Linear(64, 96)
+    done = pw.quantize(nn.Sequential(linear), [], recipe=grouped_recipe(weight), example=example)
+    with torch.no_grad():
+        rounded = solvers["rtn"](linear.weight, QuantSpec.parse(weight), ranges["minmax"]()).dequantize()
+        want = F.linear(example, rounded, linear.bias)
+        assert (done(example) - want).norm() < 0.01 * want.norm()
+    program = pw.lower(done, example)
+    got = interpret(program, {next(iter(program.inputs)): example.numpy()})[program.outputs[0]]
+    assert np.array_equal(got, done(example).detach().numpy())
+
+
+@pytest.mark.parametrize("weight", ["uint4[32]", "uint8[1,*]", "int8[1,*]+z"])
+def test_codes_that_are_not_zero_for_zero_are_refused(weight, example):
+    with pytest.raises(UnrealisableSite, match="signed codes"):
+        pw.quantize(Mixed().first, [], recipe=grouped_recipe(weight), example=example)
+
+
 def test_groups_with_zero_points_or_in_convolutions_are_refused(example):
     with pytest.raises(UnrealisableSite, match="without zero points"):
         pw.quantize(Mixed().first, [], recipe=grouped_recipe("int4[32]+z"), example=example)
@@ -110,3 +132,17 @@ def test_groups_with_zero_points_or_in_convolutions_are_refused(example):
     recipe = pw.Recipe("conv", rules=(rule,), passes=(Solve(),))
     with pytest.raises(UnrealisableSite, match="linear layers"):
         pw.quantize(nn.Sequential(nn.Conv2d(2, 3, 3)), [], recipe=recipe, example=x)
+
+
+@pytest.mark.parametrize("weight", ["int8[8]", "int8[1,12]"])
+def test_an_attention_takes_its_rows_of_the_groups(weight):
+    torch.manual_seed(5)
+    attention, x = nn.MultiheadAttention(24, 2, batch_first=True).eval(), torch.randn(2, 5, 24)
+    specs = QuantSpec.parse(weight), QuantSpec.parse("uint8[1,*]+z")
+    rule = pw.Rule(types=("MultiheadAttention",), weight=specs[0], input=specs[1], dynamic=True)
+    recipe = pw.Recipe("attention", rules=(rule,), passes=(Solve(),))
+    with torch.no_grad():
+        want = attention(x, x, x, need_weights=False)[0]
+        done = pw.quantize(attention, [(x, x, x)], recipe=recipe)
+        got = done(x, x, x, need_weights=False)[0]
+    assert (got - want).norm() < 0.02 * want.norm()

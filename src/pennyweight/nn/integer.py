@@ -53,11 +53,14 @@ class IntegerWeight(nn.Module):
             self.mode = "grouped"
             _refuse_unfit_groups(layer, q)
         self.bits = 4 if grid.bits <= 4 and self.mode in ("weight", "grouped") else 8
-        scale, codes = q.scales(), q.codes
+        scale, codes, zero = q.scales(), q.codes, None if q.zero is None else q.zero.float()
+        rows = len(codes)
+        if 1 < len(scale) < rows:  # blocks of several rows: one scale for each row
+            scale = scale.repeat_interleave(rows // len(scale), 0)
+            zero = None if zero is None else zero.repeat_interleave(rows // len(zero), 0)
         if self.mode in ("static", "dynamic"):
             _refuse_unfit(layer, q)
             scale = scale.reshape(-1)
-        zero = None if q.zero is None else q.zero.float()
         if codes.dtype == torch.uint8:  # one signed storage for all: shift codes and zero point together
             shift = 1 << (grid.bits - 1)
             codes = (codes.to(torch.int16) - shift).to(torch.int8)
@@ -113,10 +116,9 @@ def clamped(x: Tensor, scale: Tensor, zero: Tensor, high: int) -> Tensor:
 
 
 def _refuse_unfit(layer: LayerPlan, q: QTensor) -> None:
-    rows = q.codes.shape[0]
-    if q.zero is not None or tuple(q.scales().shape) not in ((rows, 1), (1, 1)):
+    if _offset(q) or q.scales().shape[1] != 1:
         raise UnrealisableSite(
-            "with integer activations a weight has one scale per row or per tensor and no zero point",
+            "with integer activations a weight has signed codes, no zero point, and a scale per row or tensor",
             site=layer.name,
             spec=str(q.spec),
             hint="Use int8n[1,*], or leave the activations in float for groups.",
@@ -124,13 +126,18 @@ def _refuse_unfit(layer: LayerPlan, q: QTensor) -> None:
 
 
 def _refuse_unfit_groups(layer: LayerPlan, q: QTensor) -> None:
-    if q.zero is not None or layer.kind not in ("Linear", "linear"):
+    if _offset(q) or layer.kind not in ("Linear", "linear"):
         raise UnrealisableSite(
-            "groups meet integer activations in linear layers, without zero points",
+            "groups meet integer activations in linear layers, on signed codes without zero points",
             site=layer.name,
             spec=str(q.spec),
             hint="Use int4[32] there and int8n[1,*] elsewhere.",
         )
+
+
+def _offset(q: QTensor) -> bool:
+    """Whether code 0 of the signed storage would not stand for zero."""
+    return q.zero is not None or q.codes.dtype == torch.uint8
 
 
 def bias_codes(bias: Tensor | None, x_scale: Tensor, w_scale: Tensor) -> Tensor | None:
