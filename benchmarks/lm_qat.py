@@ -21,15 +21,15 @@ import copy
 import dataclasses
 import gzip
 import math
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accuracy import data_folder, definition
+from qat import print_ratios
 from torch import Tensor, nn
 
 import pennyweight as pw
@@ -179,19 +179,17 @@ def step(args: argparse.Namespace) -> None:
                                     weight=method, input="clipped")  # fmt: skip
         models[method] = pw.calibrate(prepared, [])
     makers = {n: torch.optim.AdamW(m.train().parameters(), 1e-4) for n, m in models.items()}
-    runs: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(args.rounds + 2):
-        for name, model in models.items():
-            begin = time.perf_counter()
-            value = next_token(model(x), y)
+
+    def one(name: str) -> Callable[[], None]:
+        def run() -> None:
+            value = next_token(models[name](x), y)
             makers[name].zero_grad()
             value.backward()
             makers[name].step()
-            if turn >= 2:
-                runs[name].append(time.perf_counter() - begin)
-    for name in models:
-        ratio = statistics.median(a / b for a, b in zip(runs[name], runs["float"], strict=True))
-        print(f"{name}: {1e3 * statistics.median(runs[name]):.1f} ms a step, {ratio:.2f}x float")
+
+        return run
+
+    print_ratios({name: one(name) for name in models}, args.rounds)
 
 
 def main() -> None:

@@ -18,9 +18,8 @@ SGD with momentum 0.9, batches of 128, cosine to 0, seed 0; learning rate 0.01 (
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 
 import pennyweight as pw
 from pennyweight import training
+from pennyweight.measure import interleaved
 from pennyweight.passes.calibrate import Calibrate
 from pennyweight.passes.fold_batch_norm import FoldBatchNorm
 from pennyweight.passes.solve import Solve
@@ -204,21 +204,26 @@ def step(args: argparse.Namespace) -> None:
     for method in ("clipped", "lsq"):
         prepared = training.prepare(data.network(), x, recipe(args.bits, method))
         models[method] = pw.calibrate(prepared, [x], progress=False)
-    runs: dict[str, list[float]] = {name: [] for name in models}
     makers = {n: torch.optim.SGD(m.train().parameters(), 0.01, 0.9) for n, m in models.items()}
-    for turn in range(args.rounds + 2):
-        for name, model in models.items():
-            begin = time.perf_counter()
+
+    def one(name: str) -> Callable[[], None]:
+        def run() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=args.amp):
-                value = F.cross_entropy(model(x), y)
+                value = F.cross_entropy(models[name](x), y)
             makers[name].zero_grad()
             value.backward()
             makers[name].step()
-            if turn >= 2:
-                runs[name].append(time.perf_counter() - begin)
-    for name in models:
-        ratio = statistics.median(a / b for a, b in zip(runs[name], runs["float"], strict=True))
-        print(f"{name}: {1e3 * statistics.median(runs[name]):.1f} ms a step of {len(y)}, {ratio:.2f}x float")
+
+        return run
+
+    print_ratios({name: one(name) for name in models}, args.rounds)
+
+
+def print_ratios(steps: dict[str, Callable[[], None]], rounds: int) -> None:
+    """Milliseconds of each step, and the median of its paired ratios to "float"."""
+    found = interleaved(steps, seconds=0.0, rounds=rounds)
+    for name, latency in found.items():
+        print(f"{name}: {latency.ms:.1f} ms a step, {found['float'].speedup_over(latency):.2f}x float")
 
 
 def main() -> None:
