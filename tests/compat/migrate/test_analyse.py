@@ -1,5 +1,7 @@
 """Names by scope: what a chain stands for, where the import that it needs goes, and what stays bound."""
 
+import builtins
+
 import pytest
 
 pytest.importorskip("libcst")
@@ -7,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pennyweight.compat.migrate import rewrite
+from pennyweight.compat.migrate.names import module_of
+from pennyweight.compat.migrate.rules import SETTERS, moved
 
 C = "pennyweight.compat"
 
@@ -84,6 +88,48 @@ CASES = {
         +    import torch
         +    import §.quantization
          x = torch.ones(1)
+        """,
+    "an import in either branch": """
+         if fast:
+        +    import §.nn.quantized
+             import torch.nn as nn
+         else:
+        +    import §.nn.quantized
+             from torch import nn
+        -x = nn.quantized.FloatFunctional()
+        +x = §.nn.quantized.FloatFunctional()
+        """,
+    "a class sees the outside before its own import": """
+        +import §.quantization
+         import torch
+
+         class K:
+        -    x = torch.quantization.QuantStub()
+        +    x = §.quantization.QuantStub()
+             import torch
+        """,
+    "a name that an import further down makes local": """
+         import torch.nn
+        -import torch.quantization
+        +import §.quantization
+
+         def f(m):
+        +    import §.quantization
+             import torch
+        -    m = torch.quantization.prepare(m)
+        -    import torch.quantization
+        +    m = §.quantization.prepare(m)
+        +    import §.quantization
+             return torch.nn.Sequential(m)
+        """,
+    "a parameter that an import replaces": """
+         import torch
+
+         def f(torch=None):
+        -    import torch.quantization
+        +    import torch
+        +    import §.quantization
+             return torch.ones(1)
         """,
     "torch used before its import": """
          def f():
@@ -222,16 +268,33 @@ def test_scopes(name):
     compile(result.code, name, "exec")
 
 
+def test_a_name_of_several_values_is_left_and_named():
+    code = "import torch\nfor torch in (torch.nn, m):\n    torch.quantization.prepare(m)\n"
+    result = rewrite(code)
+    assert result.code == code
+    assert [(n.line, n.why) for n in result.notes] == [(3, "'torch' is given other values here, too")]
+
+
+def test_a_name_made_local_further_down_is_named():
+    code = "from torch import nn\ndef f():\n    x = nn.quantized.FloatFunctional()\n    import torch.quantization\n"
+    (note,) = rewrite(code).notes
+    assert (note.line, note.instead) == (3, "Move that import up.")
+
+
 LINES = (
     "import torch", "import torch.quantization", "import torch.ao.quantization as tq", "import torch.nn as nn",
     "from torch import nn, quantization", "from torch.ao import quantization  # a comment", "import torchao, os",
     "from torch.export import (  # why\n{i}    Dim,\n{i}    export_for_training,  # this\n{i})",
     "from torch.ao.quantization import prepare, convert as c", "x = torch.quantization.QuantStub()",
-    "y = torch.ones(1); z = nn.quantized.FloatFunctional()", "quantization.quantize_fx.fuse_fx(torch)", "torch = None",
-    "tq.observer.MinMaxObserver( )", "torch.backends.quantized.engine = 'x86'", "torchao.quantize_(m)  # all of it",
+    "y = torch.ones(1); z = nn.quantized.FloatFunctional()", "quantization.quantize_fx.fuse_fx(torch)",
+    "tq.observer.MinMaxObserver( )", "import torch as t, torch.ao", "t.ao.quantization.quantizer.Quantizer(prepare)",
+    "import torch.quantization.quantize_fx", "use(torch.quantization.quantize_fx, torch, nn)", "torch.backends.quantized.engine = 'x86'", "torchao.quantize_(m)  # all of it",
     "w = torch._export.capture_pre_autograd_graph(m, a)", "torch.jit.script(c(m))", "", "# torch.quantization",
 )  # fmt: skip
-HEADS = ("def f(torch):", "def g(m):", "class K:", "if x:", "try:", "for torch in m:", "with torch.no_grad() as nn:")
+HEADS = {
+    "def f(torch):": ("f(m)",), "def g(a):": ("g(m)",), "if x:": (), "if not x:": (), "for item in m:": (),
+    "try:": ("finally:", "    pass"), "with torch.no_grad() as nn:": (),
+}  # fmt: skip
 
 
 @st.composite
@@ -241,9 +304,9 @@ def programs(draw, depth=0):
     lines = []
     for _ in range(draw(st.integers(1, 6))):
         if depth < 3 and draw(st.integers(0, 4)) == 0:
-            head = draw(st.sampled_from(HEADS))
+            head = draw(st.sampled_from(sorted(HEADS)))
             lines += [indent + head, *draw(programs(depth + 1)), f"{indent}    pass"]
-            lines += [f"{indent}finally:", f"{indent}    pass"] if head == "try:" else []
+            lines += [indent + line for line in HEADS[head]]
         else:
             lines.append(indent + draw(st.sampled_from(LINES)).format(i=indent))
     return lines
@@ -266,3 +329,86 @@ def test_any_program_stays_a_program_and_a_second_run_changes_nothing(lines, new
         assert "\r" not in result.code
     shifted = rewrite(f"import os{newline}{code}").notes
     assert [(n.line - 1, n.now - 1, n.what) for n in shifted] == [(n.line, n.now, n.what) for n in result.notes]
+
+
+class Thing:
+    """A module, or what is in it or made of it; knows its name, and tells the world what is done to it."""
+
+    def __init__(self, world, name):
+        vars(self).update(_world=world, _name=name)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._world.get(f"{self._name}.{name}")
+
+    def __setattr__(self, name, value):
+        self._world.seen.append((SETTERS[f"{self._name}.{name}"], (value,)))
+
+    def __call__(self, *args):
+        self._world.seen.append((self._world.canonical(self), tuple(map(self._world.canonical, args))))
+        return Thing(self._world, f"({self._world.canonical(self)})")
+
+    def __iter__(self):
+        yield Thing(self._world, f"{self._name}[0]")
+
+    def __enter__(self):
+        return self._world.get(f"{self._name}.enter")
+
+    def __exit__(self, *_):
+        return None
+
+
+class World:
+    """Packages in which every name exists; but modules of ours are there only after they were imported."""
+
+    def __init__(self):
+        self.seen, self.loaded = [], set()
+
+    def canonical(self, thing):
+        return (moved(thing._name) or thing._name) if isinstance(thing, Thing) else thing
+
+    def get(self, name):
+        if name.startswith("pennyweight.") and module_of(name) == name and name not in self.loaded:
+            raise AttributeError(f"{name} was not imported")
+        return Thing(self, name)
+
+    def load(self, name):
+        if name.split(".")[0] == "pennyweight":
+            assert module_of(name) == name, f"{name} is no module"
+            self.loaded |= {name.rsplit(".", n)[0] for n in range(name.count(".") + 1)}
+
+    def bring(self, name, within=None, local=None, fromlist=(), level=0):
+        self.load(name)
+        for inner in fromlist or ():
+            if name.startswith("pennyweight") and module_of(f"{name}.{inner}") == f"{name}.{inner}":
+                self.load(f"{name}.{inner}")
+        return Thing(self, name if fromlist else name.split(".")[0])
+
+    def run(self, code):
+        """What was called with what, and the error that ended it."""
+        names = {n: Thing(self, n) for n in ("m", "a", "x", "use")}
+        inside = {"__import__": self.bring, "__build_class__": builtins.__build_class__, "__name__": "w", **names}
+        try:
+            exec(compile(code, "program", "exec"), {"__builtins__": inside})
+        except Exception as error:
+            return self.seen, error
+        return self.seen, None
+
+
+IMPORTS = [line for line in LINES if "import" in line and "{" not in line]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(IMPORTS), min_size=3, unique=True), programs())
+def test_any_program_does_what_it_did(imports, lines):
+    code = "\n".join([*imports, *lines]) + "\n"
+    result = rewrite(code)
+    old, error = World().run(code)
+    new, now = World().run(result.code)
+    if any("further down" in n.why for n in result.notes):
+        return  # named
+    assert new[: len(old)] == old
+    if error is None:
+        assert now is None, f"{now!r} in\n{result.code}"
+        assert new == old

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import libcst as cst
 from libcst.metadata import (
+    Assignment,
+    ClassScope,
     ImportAssignment,
     MetadataWrapper,
     ParentNodeProvider,
@@ -172,6 +174,11 @@ class _Analysis(cst.CSTVisitor):
         first, _, rest = text.partition(".")
         scope = self.get_metadata(ScopeProvider, node, None)
         bindings = [] if scope is None else self._bindings(scope, first)
+        while isinstance(scope, ClassScope) and all(
+            self._place(b.alias) > self._place(node) for b in bindings
+        ):
+            scope = scope.parent  # a class's body sees the name outside until it binds its own
+            bindings = self._bindings(scope, first)
         if not bindings:
             self._method(node)
             return
@@ -182,32 +189,54 @@ class _Analysis(cst.CSTVisitor):
             if assign is not None and old in SETTERS:
                 self.quantizes = True
                 self.found.setters[assign] = SETTERS[old]
-                self._need(SETTERS[old], bound[0], node)
+                self._need(SETTERS[old], bound, node)
                 return
             new = self._judge(node, old, text)
             if new is None:
                 self.stays.append((node, first, scope))
+            elif not self._text_stays(new, rest, bound[0]) and self._varies(scope, first):
+                self.stays.append((node, first, scope))
+                self._note(
+                    node, text, Gone(f"{first!r} is given other values here, too", "Rename one of them.")
+                )
             else:
                 self._replace(node, old, new, rest, bound)
+
+    def _text_stays(self, new: str, rest: str, binding: Binding) -> bool:
+        """Whether the import that a chain begins with is rewritten so that the chain means the new name as it is."""
+        renamed = None if binding.is_root else moved(binding.full)
+        return renamed is not None and (f"{renamed}.{rest}" if rest else renamed) == new
 
     def _replace(
         self, node: cst.Attribute | cst.Name, old: str, new: str, rest: str, bound: list[Binding]
     ) -> None:
-        renamed = moved(bound[0].full) if not bound[0].is_root else None
-        if renamed is not None and (f"{renamed}.{rest}" if rest else renamed) == new:
+        if self._text_stays(new, rest, bound[0]):
+            renamed = moved(bound[0].full) or ""
             if module_of(new) not in (renamed, module_of(renamed)):
-                self._need(new, bound[0], node)  # the import is rewritten, but its submodule has to be loaded
+                self._need(new, bound, node)  # the import is rewritten, but its submodule has to be loaded
             return
-        behind = old.count(".") - (root_of(old) or "").count(".")
+        root = root_of(old) or ""
         inner: cst.BaseExpression = node
-        for _ in range(behind):
+        for _ in range(old.count(".") - root.count(".")):
             assert isinstance(inner, cst.Attribute)
             inner = inner.value
-        self.found.chains[inner] = MODULES[root_of(old) or ""]
-        self._need(new, bound[0], node)
+        self.found.chains[inner] = MODULES[root]
+        self._need(new, bound, node)
 
-    def _need(self, name: str, binding: Binding, use: cst.CSTNode) -> None:
-        self.needs.append((module_of(name), binding, use))
+    def _varies(self, scope: Scope, name: str) -> bool:
+        """Whether a name that an import binds is given other values, too; None, where an import failed, is no value."""
+        for assignment in scope[name]:
+            if isinstance(assignment, ImportAssignment) or not isinstance(assignment, Assignment):
+                continue
+            whole = self._assignment(assignment.node)
+            if whole is None or not isinstance(whole.value, cst.Name) or whole.value.value != "None":
+                return True
+        return False
+
+    def _need(self, name: str, bound: list[Binding], use: cst.CSTNode) -> None:
+        """A use of a name needs its module imported, beside the import that served it until now."""
+        sure = [b for b in bound if self._serves(b.statement, use)]
+        self.needs += [(module_of(name), b, use) for b in sure[:1] or bound]  # else in each of the branches
 
     def _method(self, node: cst.Attribute | cst.Name) -> None:
         """Calls of what only quantized tensors and scripted modules had."""
@@ -272,6 +301,13 @@ class _Analysis(cst.CSTVisitor):
                 yield at
             at = self.get_metadata(ParentNodeProvider, at, None)
 
+    def _function(self, node: cst.CSTNode) -> cst.CSTNode | None:
+        """The function that a node runs in; None for the module's own code."""
+        at: cst.CSTNode | None = self.get_metadata(ParentNodeProvider, node, None)
+        while at is not None and not isinstance(at, cst.FunctionDef | cst.Lambda):
+            at = self.get_metadata(ParentNodeProvider, at, None)
+        return at
+
     def _serves(self, early: cst.CSTNode, late: cst.CSTNode) -> bool:
         """Whether a statement has run whenever a later place is reached: it comes first, in a block around it."""
         return self._place(early) <= self._place(late) and next(self._blocks(early)) in set(
@@ -289,17 +325,33 @@ class _Analysis(cst.CSTVisitor):
         for use, first, scope in self.stays:
             self._keep(use, first, scope)
         self._replace_packages()
-        for module, binding, use in sorted(
-            self.needs, key=lambda n: n[0], reverse=True
-        ):  # the longest names first
-            if not any(
-                (name == module or name.startswith(f"{module}.")) and self._serves(statement, use)
+        longest_first = sorted(self.needs, key=lambda n: n[0], reverse=True)
+        for module, binding, use in longest_first:
+            inside = self._local(use)
+            if any(
+                (name == module or name.startswith(f"{module}."))
+                and (self._serves(statement, use) or self._serves(statement, binding.statement))
+                and (not inside or statement in inside)
                 for statement, name in self.imported
             ):
-                self.found.before.setdefault(binding.statement, set()).add(module)
-                self.imported.append((binding.statement, module))
+                continue
+            self.found.before.setdefault(binding.statement, set()).add(module)
+            self.imported.append((binding.statement, module))
+            if inside and self._function(binding.statement) is not self._function(use):
+                why = Gone(
+                    "'pennyweight' is a local name here, imported further down", "Move that import up."
+                )
+                self._note(use, dotted(use) or module, why)
         if self.quantizes:
             self.found.notes += self.suspects
+
+    def _local(self, use: cst.CSTNode) -> set[Statement]:
+        """Imports that make `pennyweight` a local name of the function that a use is in."""
+        function = self._function(use)
+        if function is None:
+            return set()
+        ours = {s for s, name in self.imported if name.split(".")[0] == "pennyweight"}
+        return {s for s in ours if self._function(s) is function}
 
     def _replace_packages(self) -> None:
         """`import torchao` of which nothing stays in use: it may not be installed any more."""
@@ -321,7 +373,8 @@ class _Analysis(cst.CSTVisitor):
         if not lost or any(self._serves(statement, use) for statement in kept):
             return
         outer = lost[0].scope.parent
-        if not kept and outer is not lost[0].scope and any(not b.moves for b in self._bindings(outer, first)):
+        imports_only = all(isinstance(a, ImportAssignment) for a in scope[first])
+        if not kept and imports_only and any(not b.moves for b in self._bindings(outer, first)):
             return  # the name is no longer local, and the one outside is the same module
         self.found.before.setdefault(lost[0].statement, set()).add(first)
         for other in lost[1:]:  # in another branch
