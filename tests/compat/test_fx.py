@@ -8,8 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from pennyweight.compat.quantization import (
+    FakeQuantize,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    QConfig,
     QConfigMapping,
+    default_affine_fixed_qparams_observer,
     default_dynamic_qconfig,
+    default_weight_fake_quant,
     float_qparams_weight_only_qconfig,
     get_default_qat_qconfig,
     get_default_qat_qconfig_mapping,
@@ -19,7 +25,8 @@ from pennyweight.compat.quantization import (
 from pennyweight.compat.quantization.backend_config import BackendConfig, BackendPatternConfig
 from pennyweight.compat.quantization.fx.custom_config import PrepareCustomConfig
 from pennyweight.compat.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx, prepare_qat_fx
-from pennyweight.errors import EmptyCalibration, InputError, PennyweightError
+from pennyweight.errors import EmptyCalibration, InputError, PennyweightError, UnrealisableSite
+from pennyweight.nn.fake import ActivationQuantizer
 
 
 class Block(nn.Module):
@@ -122,6 +129,54 @@ def test_functions_are_named_by_type_and_order(net, x):
     done = ptq(net, m, x)
     assert "_pw_calls" not in done.first._modules
     assert "add/0" in done.second._modules["_pw_calls"]._modules
+
+
+def test_what_is_nearest_decides(net, x):
+    eight = get_default_qconfig("x86")
+    m = QConfigMapping().set_global(eight).set_module_name("first", eight).set_module_name("first.conv", None)
+    assert integer_layers(ptq(net, m, x)) == ["fc1", "fc2", "second.conv", "stem"]
+    m = QConfigMapping().set_global(eight).set_module_name_regex("first", None)
+    done = ptq(net, m, x)
+    assert integer_layers(done) == ["fc1", "fc2", "second.conv", "stem"]
+    assert "_pw_calls" not in done.first._modules
+    m = QConfigMapping().set_global(eight).set_object_type(Block, None)
+    done = ptq(net, m, x)
+    assert integer_layers(done) == ["fc1", "fc2", "stem"]
+    assert "_pw_calls" not in done.second._modules
+
+
+@pytest.mark.parametrize(
+    ("scope", "kind", "index", "left"), [("", nn.Linear, 1, "fc2"), ("first", nn.Conv2d, 0, "first.conv")]
+)
+def test_modules_are_named_by_type_and_order(net, x, scope, kind, index, left):
+    m = get_default_qconfig_mapping("x86").set_module_name_object_type_order(scope, kind, index, None)
+    assert integer_layers(ptq(net, m, x)) == [n for n in ALL if n != left]
+
+
+def test_the_rate_of_moving_averages_is_read(net, x):
+    slow = FakeQuantize.with_args(
+        observer=MovingAverageMinMaxObserver, averaging_constant=0.25, quant_min=0, quant_max=255
+    )
+    m = QConfigMapping().set_global(QConfig(slow, default_weight_fake_quant))
+    prepared = prepare_qat_fx(net.train(), m, x)
+    prepared(x)
+    prepared(3 * x)
+    assert torch.isclose(prepared.stem.input.hi, 1.5 * x.max())  # m + (3 m - m) / 4
+    assert {q.rate for q in prepared.modules() if isinstance(q, ActivationQuantizer)} == {0.25}
+
+
+def test_observers_of_ones_own_that_would_not_be_called_are_refused(net, x):
+    class Mine(MinMaxObserver):
+        def calculate_qparams(self):
+            return torch.tensor([7.0]), torch.tensor([3])
+
+    for activation in (Mine, FakeQuantize.with_args(observer=Mine)):
+        m = QConfigMapping().set_global(QConfig(activation, default_weight_fake_quant))
+        with pytest.raises(UnrealisableSite, match=r"Mine\.calculate_qparams"):
+            prepare_fx(net, m, x)
+    m = QConfigMapping().set_global(QConfig(default_affine_fixed_qparams_observer, default_weight_fake_quant))
+    with pytest.raises(UnrealisableSite, match="known scale"):
+        prepare_fx(net, m, x)
 
 
 def test_dynamic_and_tables():
