@@ -10,16 +10,20 @@ from cases import F32, Case
 from pennyweight.program.ir import Program
 
 
-def grouped_case(m, n, groups, size, *, bits=4, per_token=True, bias=True, extreme=False, shared=False):
+def grouped_case(
+    m, n, groups, size, *, bits=4, per_token=True, bias=True, extreme=False, shared=False, one_sign=False
+):
     k = groups * size
     case = Case(
         f"grouped m={m} n={n} groups={groups}x{size} bits={bits}{' token' * per_token}"
-        f"{' bias' * bias}{' extreme' * extreme}{' shared' * shared}"
+        f"{' bias' * bias}{' extreme' * extreme}{' shared' * shared}{' one sign' * one_sign}"
     )
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     codes = case.rng.integers(low, high, (n, k), endpoint=True)
     if extreme:
         codes = case.rng.choice(np.array([low, high]), (n, k))
+    if one_sign:
+        codes = case.rng.integers(low, low // 2, (n, k))
     if bits == 4:
         padded = np.pad(codes, ((0, 0), (0, k % 2)))
         pairs = (padded[:, ::2] & 15) | (padded[:, 1::2] & 15) << 4
@@ -50,4 +54,19 @@ def grouped() -> Iterator[tuple[Case, Program]]:
     yield grouped_case((2, 3), 33, 4, 32, shared=True)
     yield grouped_case(0, 33, 4, 32)
     yield grouped_case(50, 40, 2, 64)  # rows among threads
+    for m in (10, 16, 19, 26, 33):  # tiles of rows, and those too few for one
+        yield grouped_case(m, 33, 5, 32, bias=m % 2 == 0)
+    for groups, size in (
+        (1, 64),
+        (3, 128),
+        (6, 20),
+        (2, 192),
+        (5, 18),
+        (2, 80),
+    ):  # one step of tiles, several, none
+        yield grouped_case(17, 40, groups, size)
+        yield grouped_case(17, 40, groups, size, bits=8, per_token=False)
+    for size in (512, 576, 4096):  # sums of products that a float holds, and larger ones
+        yield grouped_case(16, 20, 1, size, bits=8, one_sign=True)
+    yield grouped_case(16, 20, 1, 32768, one_sign=True)
     yield grouped_case(31, 200, 17, 32)  # columns among threads, groups in several passes
