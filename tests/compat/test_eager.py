@@ -149,6 +149,63 @@ def test_switches_work_before_and_after_the_first_forward(net, batch):
         assert not any(m.frozen for m in prepared.modules() if isinstance(m, LiveNorm))
 
 
+def test_a_state_dict_comes_before_any_input(net, batch):
+    """Resuming a training, and loading a converted model: neither has data at hand."""
+    net.qconfig = tq.get_default_qat_qconfig("x86")
+    trained = tq.prepare_qat(net)
+    learn(trained, batch, 3)
+    resumed = nn.ModuleDict({"inside": tq.prepare_qat(net)})  # as a wrapper of modules does
+    resumed.load_state_dict({f"inside.{k}": v for k, v in trained.state_dict().items()})
+    trained.eval()
+    resumed.eval()
+    with torch.no_grad():
+        assert torch.equal(resumed["inside"](batch[0]), trained(batch[0]))
+    done = tq.convert(trained)
+    loaded = tq.convert(tq.prepare_qat(net))
+    loaded.load_state_dict(done.state_dict())
+    alone = tq.prepare_qat(net)
+    alone.load_state_dict(trained.state_dict())
+    net.eval()
+    net.qconfig = tq.get_default_qconfig("x86")
+    calibrated = tq.prepare(net)
+    calibrated(batch[0])
+    calibrated = tq.convert(calibrated)
+    other = tq.convert(tq.prepare(net))
+    other.load_state_dict(calibrated.state_dict())
+    with torch.no_grad():
+        one = batch[0][:1]
+        assert torch.equal(loaded(one), done(one))
+        assert torch.equal(tq.convert(alone)(one), done(one))
+        assert torch.equal(other(one), calibrated(one))
+    wrong = tq.convert(tq.prepare_qat(net.train()))
+    wrong.load_state_dict({"conv9.codes": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match="conv9"):
+        wrong(batch[0])
+
+
+def test_hooks_of_the_users_run_once_around_the_first_forward(net, batch):
+    net.eval()
+    net.qconfig = tq.get_default_qconfig("x86")
+    net.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    net.register_forward_hook(lambda module, args, result: result + 1)
+    with torch.no_grad():
+        wanted = net(batch[0])
+        assert torch.allclose(tq.prepare(net)(batch[0]), wanted, atol=1e-5)
+        prepared = tq.prepare(net)
+        prepared.forward(batch[0])  # nothing is left open by a call past the hooks
+        assert torch.allclose(prepared(batch[0]), wanted, atol=1e-5)
+
+
+def test_a_failed_first_forward_leaves_the_model_waiting(net, batch):
+    net.qconfig = tq.get_default_qat_qconfig("x86")
+    prepared = tq.prepare_qat(net)
+    with pytest.raises(RuntimeError, match="channels"):
+        prepared(torch.randn(2, 3, 8, 8))
+    prepared(batch[0])
+    assert pw.state(prepared).stage == "prepared"
+    assert not prepared._forward_pre_hooks_with_kwargs
+
+
 def test_layers_without_a_qconfig_stay_float(net, batch):
     net.qconfig = tq.get_default_qat_qconfig("x86")
     net.fc.qconfig = None
@@ -238,8 +295,8 @@ def test_clear_errors(net, batch):
     with pytest.raises(InputError, match="no module has a qconfig"):
         tq.prepare_qat(net)
     net.qconfig = tq.get_default_qat_qconfig("x86")
-    with pytest.raises(EmptyCalibration, match="seen no input"):
-        tq.convert(tq.prepare_qat(net))
+    with pytest.raises(EmptyCalibration, match="seen an input"):
+        tq.convert(tq.prepare_qat(net))(batch[0])
     with pytest.raises(InputError, match="convl"):
         tq.fuse_modules(net.eval(), [["convl", "bn1"]])
     with pytest.raises(InputError, match="cannot fuse"):

@@ -240,8 +240,10 @@ def test_clear_errors(net, x):
         prepare_fx(net, "x86", (x,))
     with pytest.raises(InputError, match="modul_name"):
         prepare_fx(net, {"modul_name": []}, (x,))
-    with pytest.raises(EmptyCalibration):
-        convert_fx(prepare_qat_fx(net, get_default_qat_qconfig_mapping()))
+    unseen = convert_fx(prepare_qat_fx(net, get_default_qat_qconfig_mapping()))
+    for use in (lambda: unseen(x), unseen.state_dict):
+        with pytest.raises(EmptyCalibration, match="converted"):
+            use()
     with pytest.raises(PennyweightError, match="equalization"):
         prepare_fx(net, get_default_qconfig_mapping(), (x,), _equalization_config={"": 1})
     with pytest.raises(PennyweightError, match="standalone"):

@@ -20,7 +20,7 @@ from pennyweight.compat.quantization.observer import (
     default_symmetric_fixed_qparams_observer,
 )
 from pennyweight.gradients.affine import bounds
-from pennyweight.nn.fake import ActivationQuantizer, Quantizer
+from pennyweight.nn.fake import Quantizer
 
 
 class FakeQuantizeBase(Configurable):
@@ -168,9 +168,7 @@ default_affine_fixed_qparams_fake_quant = FixedQParamsFakeQuantize.with_args(
 
 def _switch(module: nn.Module, name: str, on: bool) -> None:
     if isinstance(module, Quantizer):
-        setattr(module, "active" if name == "rounding" else "following", on)
-        if name == "observing" and isinstance(module, ActivationQuantizer) and module.statistics:
-            module.observing = on
+        _lazy.switch(module, name, on)
     elif isinstance(module, FakeQuantizeBase):
         setattr(module, name, on)
     else:

@@ -74,7 +74,7 @@ def _prepare(model: nn.Module, inplace: bool, *, train: bool) -> nn.Module:
     notes = [("", _REDUCED)]
     if not any(isinstance(m, QuantStub) for m in root.modules()):
         notes.append(("", "the model has no QuantStub; layers are quantized by their qconfig alone"))
-    return _lazy.wait(root, recipe, notes)
+    return _lazy.wait(root, _lazy.Waiting(recipe, notes, _rules.rate_of(said)))
 
 
 def convert(
@@ -83,8 +83,10 @@ def convert(
 ) -> nn.Module:  # fmt: skip
     """Integer layers from what was observed or trained. The state dict holds plain tensors.
 
+    A model that has seen no input is converted at its first forward, with the state dict that was loaded until then.
+
     Args:
-        module: from `prepare` or `prepare_qat`, after at least one forward.
+        module: from `prepare` or `prepare_qat`.
         mapping: read for the signature's sake.
         inplace: change the module rather than make another.
         remove_qconfig: whether the result still has `qconfig` attributes.
@@ -92,10 +94,12 @@ def convert(
         convert_custom_config_dict: likewise.
 
     Raises:
-        EmptyCalibration: if it has seen no input.
+        EmptyCalibration: if a site saw no value; at the first forward, if there was neither an input nor a state dict.
         PennyweightError: if it was not prepared.
     """
-    made = pipeline.convert(_observing.finish(_lazy.ready(module)))
+    if _lazy.waits(module):
+        return _lazy.convert_later(module, inplace)
+    made = pipeline.convert(_observing.finish(module))
     if remove_qconfig:
         for child in made.modules():
             vars(child).pop("qconfig", None)

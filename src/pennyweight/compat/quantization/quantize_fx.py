@@ -90,7 +90,7 @@ def _prepare(
     for path in custom.kept(root) if custom is not None else ():
         rules = [*(Rule(match, keep="float32", optional=True) for match in _rules.inside(path)), *rules]
     recipe = _rules.recipe_of("fx-qat" if train else "fx", rules, said, train=train)
-    _lazy.wait(root, recipe, [])
+    _lazy.wait(root, _lazy.Waiting(recipe, rate=_rules.rate_of(said)))
     if example is None:
         return root
     return _lazy.prepare_now(root, tuple(example) if isinstance(example, tuple | list) else (example,))
@@ -102,22 +102,26 @@ def convert_fx(
 ) -> nn.Module:  # fmt: skip
     """Integer layers from what was observed or trained; the model given stays as it is.
 
+    A model that has seen no input is converted at its first forward, with the state dict that was loaded until then.
+
     Args:
-        graph_module: from `prepare_fx` or `prepare_qat_fx`, after at least one forward.
+        graph_module: from `prepare_fx` or `prepare_qat_fx`.
         convert_custom_config: read for the signature's sake: attributes are kept.
         qconfig_mapping: likewise: what is converted was said when the model was prepared.
         backend_config: likewise.
         keep_original_weights: true is refused: an integer layer has codes alone.
 
     Raises:
-        EmptyCalibration: if it has seen no input.
+        EmptyCalibration: if a site saw no value; at the first forward, if there was neither an input nor a state dict.
         PennyweightError: if it was not prepared.
     """
     if keep_original_weights:
         raise PennyweightError(
             "a converted model has no float weights", hint="Keep the float model beside it."
         )
-    return pipeline.convert(_observing.finish(_lazy.ready(graph_module)))
+    if _lazy.waits(graph_module):
+        return _lazy.convert_later(graph_module, inplace=False)
+    return pipeline.convert(_observing.finish(graph_module))
 
 
 def fuse_fx(model: nn.Module, fuse_custom_config: Any = None, backend_config: Any = None) -> nn.Module:
