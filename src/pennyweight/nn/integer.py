@@ -22,9 +22,9 @@ class IntegerWeight(nn.Module):
     """Buffers of a converted layer; subclasses add the call.
 
     codes: int8 [out, in] (the matrix view), or packed uint8 [out, ceil(in / 2)] for weights of at most 4 bits that
-    meet float activations or are grouped (low nibble first, two's complement). scale: float32 [out] or [1] where
-    activations are integers and weights have one scale per row or for all, [out, groups] otherwise. zero: float32, like
-    scale, or None. x_scale, x_zero: 0-d float32.
+    meet float activations or, in linear layers, activations ranged at run time (low nibble first, two's complement;
+    there a row without groups is one group). scale: float32 [out] or [1] where activations are integers and codes are
+    not in groups, [out or 1, groups] otherwise. zero: float32, like scale, or None. x_scale, x_zero: 0-d float32.
     """
 
     codes: Tensor
@@ -48,8 +48,9 @@ class IntegerWeight(nn.Module):
             self.mode = "dynamic" if layer.dynamic else "static"
         self.x_high = 255
         self.per_token = bool(layer.inputs) and not layer.inputs[0].per_tensor
-        grouped = self.mode == "dynamic" and q.scales().shape[1] > 1
-        if grouped:
+        # a row without groups is one group: two codes to a byte
+        packed = grid.bits <= 4 and layer.kind.lower() == "linear"
+        if self.mode == "dynamic" and (packed or q.scales().shape[1] > 1):
             self.mode = "grouped"
             _refuse_unfit_groups(layer, q)
         self.bits = 4 if grid.bits <= 4 and self.mode in ("weight", "grouped") else 8
