@@ -1,5 +1,10 @@
 """What several folders of tests share: a program with every op, and tiny networks."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that each run threads on all cores wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
