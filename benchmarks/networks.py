@@ -1,6 +1,6 @@
 """The networks that speed is measured on: plain torch modules with random weights, for ours and for every peer.
 
-`NETWORKS[name]()` gives an eval-mode model; `inputs(name, seed)` one batch of one, as positional tensors.
+`network(name)` gives an eval-mode model; `inputs(name, seed, batch)` one batch, as positional tensors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VOCABULARY, TOKENS = 30_522, 128
+UNITS, STEPS = 512, 64
 
 
 def unit(
@@ -37,7 +38,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """[1, 3, 224, 224] -> [1, 1000]; 25.5 M weights, 4.1 G products."""
+    """[N, 3, 224, 224] -> [N, 1000]; 25.5 M weights, 4.1 G products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,6 +48,35 @@ class ResNet50(nn.Module):
             for i in range(count):
                 layers.append(Bottleneck(width, mid, stride if i == 0 else 1))
                 width = 4 * mid
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(width, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class BasicBlock(nn.Module):
+    """Residual block of ResNet-18. Source: the same."""
+
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        self.first, self.second = unit(cin, cout, 3, stride, act=nn.ReLU()), unit(cout, cout, 3)
+        same = stride == 1 and cin == cout
+        self.shortcut: nn.Module = nn.Identity() if same else unit(cin, cout, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """[N, 3, 224, 224] -> [N, 1000]; 11.7 M weights, 1.8 G products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [unit(3, 64, 7, 2, act=nn.ReLU()), nn.MaxPool2d(3, 2, 1)]
+        width = 64
+        for cout, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+            layers += [BasicBlock(width, cout, stride), BasicBlock(cout, cout, 1)]
+            width = cout
         self.body, self.head = nn.Sequential(*layers), nn.Linear(width, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,7 +98,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """[1, 3, 224, 224] -> [1, 1000]; 3.5 M weights, 0.30 G products. Source: the same, table 2."""
+    """[N, 3, 224, 224] -> [N, 1000]; 3.5 M weights, 0.30 G products. Source: the same, table 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +141,7 @@ class Layer(nn.Module):
 
 
 class MiniLM(nn.Module):
-    """Tokens [1, 128] and mask [1, 128] -> sentence embedding [1, 384]: the shape of all-MiniLM-L6."""
+    """Tokens [N, 128] and mask [N, 128] -> sentence embedding [N, width]: the shape of all-MiniLM-L6."""
 
     def __init__(self, width: int = 384, depth: int = 6, heads: int = 12) -> None:
         super().__init__()
@@ -128,11 +158,26 @@ class MiniLM(nn.Module):
         return F.normalize((x * weights).sum(1) / weights.sum(1))
 
 
+class Recurrent(nn.Module):
+    """[N, 64, 512] -> [N, 512], the last state: two layers of 512 units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(UNITS, UNITS, num_layers=2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lstm(x)[0][:, -1]
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": ResNet50,
+    "resnet18": ResNet18,
     "mobilenet_v2": MobileNetV2,
     "minilm": MiniLM,
+    "bert_base": lambda: MiniLM(768, 12, 12),
+    "lstm": Recurrent,
 }
+ENCODERS = ("minilm", "bert_base")
 
 
 def network(name: str) -> nn.Module:
@@ -148,15 +193,17 @@ def network(name: str) -> nn.Module:
     return model.eval()
 
 
-def inputs(name: str, seed: int) -> tuple[Tensor, ...]:
-    """A random batch of one."""
+def inputs(name: str, seed: int, batch: int = 1) -> tuple[Tensor, ...]:
+    """A random batch."""
     generator = torch.Generator().manual_seed(seed)
-    if name == "minilm":
-        ids = torch.randint(0, VOCABULARY, (1, TOKENS), generator=generator)
-        return ids, torch.ones(1, TOKENS, dtype=torch.int64)
-    return (torch.randn(1, 3, 224, 224, generator=generator),)
+    if name in ENCODERS:
+        ids = torch.randint(0, VOCABULARY, (batch, TOKENS), generator=generator)
+        return ids, torch.ones(batch, TOKENS, dtype=torch.int64)
+    if name == "lstm":
+        return (torch.randn(batch, STEPS, UNITS, generator=generator),)
+    return (torch.randn(batch, 3, 224, 224, generator=generator),)
 
 
-def calibration(name: str, count: int = 16) -> list[tuple[Tensor, ...]]:
+def calibration(name: str, count: int = 16, batch: int = 1) -> list[tuple[Tensor, ...]]:
     """Random batches to calibrate on, other than the one that is timed."""
-    return [inputs(name, 100 + i) for i in range(count)]
+    return [inputs(name, 100 + i, batch) for i in range(count)]

@@ -1,7 +1,7 @@
-"""Latency of int8 networks at batch 1: ours and the peers, in turns.
+"""Latency of int8 networks: ours and the peers, in turns.
 
 usage: python benchmarks/speed.py [--peers PYTHON] [--only resnet50 ...] [--contenders ours:int8 ov:int8 ...]
-                                  [--threads 2] [--rounds 15] [--work FOLDER] [--json FILE]
+                                  [--threads 2] [--batch 1] [--rounds 15] [--work FOLDER] [--json FILE]
 
 Every contender is a process of its own that loads once (`contenders/worker.py`, one file per framework, one function
 per contender) and then runs in blocks of about a quarter of a second, in turns; the order is reversed every other
@@ -33,15 +33,23 @@ from pennyweight.measure import Latency, cpu_name
 WORKER = Path(__file__).resolve().parent / "contenders" / "worker.py"
 BLOCK_NS = 250_000_000
 REFERENCE = "pytorch:float32"
-PEERS = ("ov", "ort")  # files of contenders that need the peers' environment
+PEERS = ("ov", "ort", "et", "pt2e")  # files of contenders that need the peers' environment
+CONVOLUTIONS = [
+    "ours:int8", "ours:int8_vnni", "ov:int8", "ov:int8_vnni", "ort:int8", "et:int8", "pt2e:int8", "ov:float32",
+    REFERENCE,
+]  # fmt: skip
+ENCODERS = [
+    "ours:int8", "ours:int8_vnni", "ours:dynamic", "ov:int8", "ov:int8_vnni", "ort:int8", "ort:dynamic", "et:dynamic",
+    "pt2e:int8", "pt2e:dynamic", "ov:float32", REFERENCE,
+]  # fmt: skip
 FIELD = {
-    "resnet50": ["ours:int8", "ours:int8_vnni", "ov:int8", "ov:int8_vnni", "ort:int8", "ov:float32", REFERENCE],
-    "mobilenet_v2": ["ours:int8", "ours:int8_vnni", "ov:int8", "ov:int8_vnni", "ort:int8", "ov:float32", REFERENCE],
-    "minilm": [
-        "ours:int8", "ours:int8_vnni", "ours:dynamic", "ov:int8", "ov:int8_vnni", "ort:int8", "ort:dynamic",
-        "ov:float32", REFERENCE,
-    ],
-}  # fmt: skip
+    "resnet50": CONVOLUTIONS,
+    "resnet18": CONVOLUTIONS,
+    "mobilenet_v2": CONVOLUTIONS,
+    "minilm": ENCODERS,
+    "bert_base": ENCODERS,
+    "lstm": ["ours:int8", "ours:int8_vnni", "ov:int8", "ort:dynamic", "ov:float32", "ort:float32", REFERENCE],
+}
 LIMITS = {"ov:int8_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}}  # variables of the contender's process
 
 
@@ -52,13 +60,15 @@ class WorkerDied(RuntimeError):
 class Worker:
     """The process of one contender."""
 
-    def __init__(self, contender: str, name: str, threads: int, work: Path, python: str) -> None:
+    def __init__(
+        self, contender: str, name: str, threads: int, work: Path, python: str, batch: int = 1
+    ) -> None:
         self.contender = contender
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the process)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **LIMITS.get(contender, {})}
         self.process = subprocess.Popen(
-            [python, str(WORKER), contender, name, str(threads), str(work)], stdin=subprocess.PIPE, text=True,
-            stdout=subprocess.PIPE, stderr=self.log, env=environment,
+            [python, str(WORKER), contender, name, str(threads), str(work), str(batch)], stdin=subprocess.PIPE,
+            text=True, stdout=subprocess.PIPE, stderr=self.log, env=environment,
         )  # fmt: skip
         self.calls = 1
         try:
@@ -136,14 +146,16 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def compete(
-    name: str, contenders: Iterable[str], pythons: Mapping[str, str], threads: int, rounds: int, work: Path
-) -> list[Row]:
+    name: str, contenders: Iterable[str], pythons: Mapping[str, str], threads: int, rounds: int, work: Path,
+    batch: int = 1,
+) -> list[Row]:  # fmt: skip
     """Measure contenders on one network; the first is what the others are compared with."""
     workers: dict[str, Worker] = {}
     try:
         for contender in contenders:
             file = contender.partition(":")[0]
-            workers[contender] = Worker(contender, name, threads, work, pythons.get(file, sys.executable))
+            python = pythons.get(file, sys.executable)
+            workers[contender] = Worker(contender, name, threads, work, python, batch)
         found = take_turns(workers, rounds)
         first, truth = next(iter(workers)), workers.get(REFERENCE)
         return [
@@ -185,6 +197,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=sorted(networks.NETWORKS), default=list(FIELD))
     parser.add_argument("--contenders", nargs="+", help="the first is compared with the others")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--work", type=Path, help="keeps the networks that were made")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -192,15 +205,15 @@ def main() -> None:
     pythons = dict.fromkeys(PEERS, options.peers)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        work = options.work or Path(scratch)
+        work = (options.work or Path(scratch)) / f"batch{options.batch}"  # some files hold the sizes
         work.mkdir(parents=True, exist_ok=True)
         for name in options.only:
             wanted = options.contenders or FIELD[name]
             wanted = [c for c in wanted if options.peers or c.partition(":")[0] not in PEERS]
-            rows += compete(name, wanted, pythons, options.threads, options.rounds, work)
+            rows += compete(name, wanted, pythons, options.threads, options.rounds, work, options.batch)
             print(table([r for r in rows if r.network == name]) + "\n", flush=True)
     if options.json:
-        meta = {"cpu": cpu_name(), "threads": options.threads, "rounds": options.rounds}
+        meta = {"cpu": cpu_name(), "threads": options.threads, "batch": options.batch, "rounds": options.rounds}
         options.json.write_text(json.dumps({**meta, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
 
 

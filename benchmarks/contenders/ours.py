@@ -14,9 +14,9 @@ from pennyweight.runtime.engine import Engine
 Run = Callable[[], np.ndarray]
 
 
-def _engine(name: str, threads: int, work: Path, recipe: str, isa: str | None = None) -> Run:
+def _engine(name: str, threads: int, work: Path, batch: int, recipe: str, isa: str = "") -> Run:
     path = work / f"{name}.{recipe}.dwt"
-    example = networks.inputs(name, 1)
+    example = networks.inputs(name, 1, batch)
     if not path.is_file():
         model = pw.quantize(networks.network(name), networks.calibration(name), recipe, progress=False)
         pw.save(model, path, example)
@@ -26,16 +26,16 @@ def _engine(name: str, threads: int, work: Path, recipe: str, isa: str | None = 
     return lambda: next(iter(engine.run(values).values()))
 
 
-def int8(name: str, threads: int, work: Path) -> Run:
+def int8(name: str, threads: int, work: Path, batch: int) -> Run:
     """Static int8, on the best instruction set."""
-    return _engine(name, threads, work, "int8")
+    return _engine(name, threads, work, batch, "int8")
 
 
-def int8_vnni(name: str, threads: int, work: Path) -> Run:
+def int8_vnni(name: str, threads: int, work: Path, batch: int) -> Run:
     """Static int8, held to AVX-512 VNNI."""
-    return _engine(name, threads, work, "int8", "avx512vnni")
+    return _engine(name, threads, work, batch, "int8", "avx512vnni")
 
 
-def dynamic(name: str, threads: int, work: Path) -> Run:
+def dynamic(name: str, threads: int, work: Path, batch: int) -> Run:
     """Dynamic int8, on the best instruction set."""
-    return _engine(name, threads, work, "int8-dynamic")
+    return _engine(name, threads, work, batch, "int8-dynamic")

@@ -14,41 +14,41 @@ import openvino
 Run = Callable[[], np.ndarray]
 
 
-def _model(name: str, work: Path, quantized: bool) -> Any:
+def _model(name: str, work: Path, batch: int, quantized: bool) -> Any:
     path = work / f"{name}.openvino.{'int8' if quantized else 'float'}.xml"
     if path.is_file():
         return openvino.Core().read_model(path)
-    example = networks.inputs(name, 1)
+    example = networks.inputs(name, 1, batch)
     model = openvino.convert_model(networks.network(name), example_input=example)
     model.reshape({port: list(x.shape) for port, x in zip(model.inputs, example, strict=True)})
     if quantized:
-        batches = [[x.numpy() for x in batch] for batch in networks.calibration(name)]
-        kind = nncf.ModelType.TRANSFORMER if name == "minilm" else None
-        data = nncf.Dataset(batches, lambda batch: batch)
+        batches = [[x.numpy() for x in values] for values in networks.calibration(name, batch=batch)]
+        kind = nncf.ModelType.TRANSFORMER if name in networks.ENCODERS else None
+        data = nncf.Dataset(batches, lambda values: values)
         model = nncf.quantize(model, data, subset_size=len(batches), model_type=kind)
     openvino.save_model(model, path, compress_to_fp16=False)
     return model
 
 
-def _compiled(name: str, threads: int, work: Path, quantized: bool, **options: Any) -> Run:
+def _compiled(name: str, threads: int, work: Path, batch: int, quantized: bool, **options: Any) -> Run:
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", **options}
     request = (
-        openvino.Core().compile_model(_model(name, work, quantized), "CPU", config).create_infer_request()
+        openvino.Core().compile_model(_model(name, work, batch, quantized), "CPU", config).create_infer_request()
     )
-    values = [x.numpy() for x in networks.inputs(name, 1)]
+    values = [x.numpy() for x in networks.inputs(name, 1, batch)]
     return lambda: np.asarray(next(iter(request.infer(values).values())))
 
 
-def int8(name: str, threads: int, work: Path) -> Run:
+def int8(name: str, threads: int, work: Path, batch: int) -> Run:
     """Static int8 of `nncf.quantize`, as OpenVINO runs it by default (what stays in float may run in bf16)."""
-    return _compiled(name, threads, work, quantized=True)
+    return _compiled(name, threads, work, batch, quantized=True)
 
 
-def int8_vnni(name: str, threads: int, work: Path) -> Run:
+def int8_vnni(name: str, threads: int, work: Path, batch: int) -> Run:
     """The same; the harness holds oneDNN to AVX-512 VNNI by ONEDNN_MAX_CPU_ISA."""
-    return _compiled(name, threads, work, quantized=True)
+    return _compiled(name, threads, work, batch, quantized=True)
 
 
-def float32(name: str, threads: int, work: Path) -> Run:
+def float32(name: str, threads: int, work: Path, batch: int) -> Run:
     """Float32 throughout."""
-    return _compiled(name, threads, work, quantized=False, INFERENCE_PRECISION_HINT="f32")
+    return _compiled(name, threads, work, batch, quantized=False, INFERENCE_PRECISION_HINT="f32")

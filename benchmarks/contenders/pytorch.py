@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 
-def float32(name: str, threads: int, work: Path) -> Callable[[], np.ndarray]:
+def float32(name: str, threads: int, work: Path, batch: int) -> Callable[[], np.ndarray]:
     """Eager float32."""
     torch.set_num_threads(threads)
-    model, example = networks.network(name), networks.inputs(name, 1)
+    model, example = networks.network(name), networks.inputs(name, 1, batch)
 
     def run() -> np.ndarray:
         with torch.inference_mode():

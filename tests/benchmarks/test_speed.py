@@ -26,17 +26,17 @@ def speed(monkeypatch, tmp_path):
             import numpy as np
 
             def sleeper(seconds):
-                def make(name, threads, work):
+                def make(name, threads, work, batch):
                     print("a library that talks")
                     def run():
                         time.sleep(seconds)
-                        return np.array([[1.0, seconds]])
+                        return np.array([[batch, seconds]])
                     return run
                 return make
 
             fast, slow = sleeper(0.002), sleeper(0.008)
 
-            def broken(name, threads, work):
+            def broken(name, threads, work, batch):
                 raise ValueError(f"{name} is not for me")
             """
         )
@@ -66,6 +66,24 @@ def test_turns_pair_up(speed, tmp_path):
         assert np.allclose(worker.output, [1, 0.002])
     finally:
         worker.close()
+
+
+def test_batches_reach_the_contender(speed, tmp_path):
+    worker = speed.Worker("fake:fast", "anything", 1, tmp_path, sys.executable, batch=3)
+    worker.close()
+    assert worker.output[0] == 3
+
+
+def test_networks_take_batches(speed):
+    """Small ones run; sizes of the others are those of their inputs."""
+    networks = sys.modules["networks"]
+    for name in speed.FIELD:
+        first, *_ = networks.inputs(name, 1, 3)
+        assert first.shape[0] == 3
+        assert len(networks.calibration(name, 2, 3)) == 2
+    with networks.torch.no_grad():
+        assert networks.network("lstm")(*networks.inputs("lstm", 1, 2)).shape == (2, networks.UNITS)
+        assert networks.network("resnet18")(*networks.inputs("resnet18", 1, 2)).shape == (2, 1000)
 
 
 def test_a_worker_that_dies_says_why(speed, tmp_path):
