@@ -50,7 +50,10 @@ FIELD = {
     "bert_base": ENCODERS,
     "lstm": ["ours:int8", "ours:int8_vnni", "ov:int8", "ort:dynamic", "ov:float32", "ort:float32", REFERENCE],
 }
-LIMITS = {"ov:int8_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}}  # variables of the contender's process
+LIMITS = {  # variables of the contender's process
+    "ours:int8_vnni": {"PENNYWEIGHT_ISA": "avx512vnni"},
+    "ov:int8_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+}
 
 
 class WorkerDied(RuntimeError):

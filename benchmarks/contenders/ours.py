@@ -9,33 +9,33 @@ import networks
 import numpy as np
 
 import pennyweight as pw
-from pennyweight.runtime.engine import Engine
 
 Run = Callable[[], np.ndarray]
 
 
-def _engine(name: str, threads: int, work: Path, batch: int, recipe: str, isa: str = "") -> Run:
+def _session(name: str, threads: int, work: Path, batch: int, recipe: str) -> Run:
     path = work / f"{name}.{recipe}.dwt"
     example = networks.inputs(name, 1, batch)
     if not path.is_file():
-        model = pw.quantize(networks.network(name), networks.calibration(name), recipe, progress=False)
+        model = pw.quantize(
+            networks.network(name), networks.calibration(name, batch=batch), recipe, progress=False
+        )
         pw.save(model, path, example)
-    program = pw.load(path, threads=threads).program
-    engine = Engine(program, threads=threads, isa=isa)
-    values = dict(zip(program.inputs, [x.numpy() for x in example], strict=True))
-    return lambda: next(iter(engine.run(values).values()))
+    session = pw.load(path, threads=threads, backend="native")
+    values = [x.numpy() for x in example]
+    return lambda: np.asarray(session.run(*values))
 
 
 def int8(name: str, threads: int, work: Path, batch: int) -> Run:
-    """Static int8, on the best instruction set."""
-    return _engine(name, threads, work, batch, "int8")
+    """Static int8, on the best instruction set; recurrent layers range their inputs at run time."""
+    return _session(name, threads, work, batch, "int8")
 
 
 def int8_vnni(name: str, threads: int, work: Path, batch: int) -> Run:
-    """Static int8, held to AVX-512 VNNI."""
-    return _engine(name, threads, work, batch, "int8", "avx512vnni")
+    """The same; the harness holds the engine to AVX-512 VNNI by PENNYWEIGHT_ISA."""
+    return _session(name, threads, work, batch, "int8")
 
 
 def dynamic(name: str, threads: int, work: Path, batch: int) -> Run:
     """Dynamic int8, on the best instruction set."""
-    return _engine(name, threads, work, batch, "int8-dynamic")
+    return _session(name, threads, work, batch, "int8-dynamic")
