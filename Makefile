@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find native -type f 2>/dev/null)
 
-.PHONY: demo test test-all lint build clean
+.PHONY: demo test test-all sanitize lint build clean
 
 demo: $(STAMP)
 	$(BIN)/pennyweight demo
@@ -15,6 +15,9 @@ test: $(STAMP) lint
 
 test-all: $(STAMP) lint
 	$(BIN)/python -m pytest -n auto
+
+sanitize: $(STAMP)
+	$(BIN)/python -m pytest tests/native/test_sanitizers.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks examples

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -78,7 +79,7 @@ class Model {
  private:
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<Packed>> cache_;
-  int64_t bytes_ = 0;
+  std::atomic<int64_t> bytes_{0};
 };
 
 struct Attribute {
@@ -157,7 +158,7 @@ struct Plan {
   Model* model = nullptr;
   const Kernels* kernels = nullptr;
   int threads = 1;
-  std::vector<Value> values;
+  std::deque<Value> values;  // builders hold references while they add copies
   std::vector<OpNode> ops;
   std::vector<int> outputs, inputs;
   std::vector<std::unique_ptr<Step>> steps;

@@ -1,0 +1,290 @@
+// Replays recorded programs (tests/native/recording.py) over the C surface: for builds with sanitizers.
+//
+// usage: replay FILE [THREADS...]
+//
+// Every program runs on every instruction set of this machine, with pools of 1, 2 and 4 threads; then one plan from
+// several callers at once, while others plan the same model anew and throw their plans away. Results that the recording
+// knows exactly must be equal bit for bit; the others, bit for bit equal to the first run on the same instruction set.
+// Buffers are of exactly the sizes that the surface promises, so that a sanitizer sees every step beyond them.
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "pennyweight.h"
+
+namespace {
+
+[[noreturn]] void stop(const std::string& what) { throw std::runtime_error(what); }
+void require(bool fine, const std::string& what) {
+  if (!fine) stop(what + ": " + pw_last_error());
+}
+
+using Bytes = std::vector<char>;
+
+class Reader {
+ public:
+  explicit Reader(const char* path) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) stop(std::string("cannot open ") + path);
+    data_.assign(std::istreambuf_iterator<char>(file), {});
+  }
+  int64_t number() {
+    int64_t v;
+    std::memcpy(&v, take(8), 8);
+    return v;
+  }
+  double real() {
+    double v;
+    std::memcpy(&v, take(8), 8);
+    return v;
+  }
+  std::string text() {
+    const size_t n = size_t(number());
+    return {take(n), n};
+  }
+  Bytes bytes() {
+    const size_t n = size_t(number());
+    const char* from = take(n);
+    return {from, from + n};
+  }
+  std::vector<int64_t> numbers() {
+    std::vector<int64_t> v(static_cast<size_t>(number()));
+    for (int64_t& i : v) i = number();
+    return v;
+  }
+
+ private:
+  const char* take(size_t n) {
+    if (n > data_.size() - at_) stop("the recording ends early");
+    at_ += n;
+    return data_.data() + at_ - n;
+  }
+  Bytes data_;
+  size_t at_ = 0;
+};
+
+struct Attribute {
+  std::string name, text;
+  int kind;
+  std::vector<int64_t> ints;
+  std::vector<double> floats;
+};
+
+struct Call {  // of pw_plan_value (0), pw_plan_op (1) or pw_plan_output (2)
+  int tag, kind, index, dtype;
+  std::vector<int64_t> dims, in, out;
+  std::string op, site;
+  std::vector<Attribute> attrs;
+};
+
+struct Tensor {
+  int dtype;
+  std::vector<int64_t> dims;
+  Bytes data;
+};
+
+struct Recording {
+  std::string name;
+  bool exact;
+  std::vector<Tensor> constants;
+  std::vector<Call> calls;
+  std::vector<Bytes> inputs, outputs;
+};
+
+Call read_call(Reader& r) {
+  Call c{};
+  c.tag = int(r.number());
+  if (c.tag == 1) {
+    c.op = r.text();
+    c.site = r.text();
+    c.in = r.numbers();
+    c.out = r.numbers();
+    for (int64_t n = r.number(); n > 0; --n) {
+      Attribute a;
+      a.name = r.text();
+      a.kind = int(r.number());
+      if (a.kind == 0) a.ints = r.numbers();
+      if (a.kind == 1)
+        for (int64_t k = r.number(); k > 0; --k) a.floats.push_back(r.real());
+      if (a.kind == 2) a.text = r.text();
+      c.attrs.push_back(std::move(a));
+    }
+    return c;
+  }
+  c.kind = int(r.number());
+  c.index = int(r.number());
+  if (c.tag == 0) {
+    c.dtype = int(r.number());
+    c.dims = r.numbers();
+  }
+  return c;
+}
+
+Recording read_recording(Reader& r) {
+  Recording out;
+  out.name = r.text();
+  out.exact = r.number() != 0;
+  for (int64_t n = r.number(); n > 0; --n) {
+    Tensor t;
+    t.dtype = int(r.number());
+    t.dims = r.numbers();
+    t.data = r.bytes();
+    out.constants.push_back(std::move(t));
+  }
+  for (int64_t n = r.number(); n > 0; --n) out.calls.push_back(read_call(r));
+  for (int64_t n = r.number(); n > 0; --n) out.inputs.push_back(r.bytes());
+  for (int64_t n = r.number(); n > 0; --n) out.outputs.push_back(r.bytes());
+  return out;
+}
+
+class Model {
+ public:
+  explicit Model(const Recording& r) : handle(pw_model_create()) {
+    for (const Tensor& t : r.constants)
+      require(pw_model_constant(handle, t.dtype, int(t.dims.size()), t.dims.data(), t.data.data()) >= 0, r.name);
+  }
+  ~Model() { pw_model_free(handle); }
+  Model(const Model&) = delete;
+  pw_model* handle;
+};
+
+class Plan {
+ public:
+  Plan(const Recording& r, const Model& model, int threads, int isa) : recording_(r) {
+    const pw_options options{threads, isa, 0};
+    handle_ = pw_plan_begin(model.handle, &options);
+    require(handle_ != nullptr, r.name);
+    for (const Call& c : r.calls) require(make(c) >= 0, r.name);
+    require(pw_plan_finish(handle_) >= 0, r.name);
+  }
+  ~Plan() { pw_plan_free(handle_); }
+  Plan(const Plan&) = delete;
+
+  std::vector<Bytes> run(bool profiled = false) const {
+    std::vector<Bytes> results;
+    std::vector<const void*> in;
+    std::vector<void*> out;
+    for (const Bytes& b : recording_.outputs) results.emplace_back(b.size());
+    for (const Bytes& b : recording_.inputs) in.push_back(b.data());
+    for (Bytes& b : results) out.push_back(b.data());
+    std::vector<int64_t> ns(static_cast<size_t>(pw_plan_steps(handle_)));
+    const int code = profiled ? pw_plan_profile(handle_, in.data(), out.data(), ns.data())
+                              : pw_plan_run(handle_, in.data(), out.data());
+    require(code >= 0, recording_.name);
+    return results;
+  }
+
+ private:
+  int make(const Call& c) {
+    if (c.tag == 0) return pw_plan_value(handle_, c.kind, c.index, c.dtype, int(c.dims.size()), c.dims.data());
+    if (c.tag == 2) return pw_plan_output(handle_, c.kind, c.index);
+    std::vector<pw_attr> attrs;
+    for (const Attribute& a : c.attrs)
+      attrs.push_back({a.name.c_str(), a.kind, int(a.kind == 1 ? a.floats.size() : a.ints.size()), a.ints.data(),
+                       a.floats.data(), a.text.c_str()});
+    const std::vector<int> in(c.in.begin(), c.in.end()), out(c.out.begin(), c.out.end());
+    return pw_plan_op(handle_, c.op.c_str(), c.site.c_str(), int(in.size()), in.data(), int(out.size()), out.data(),
+                      int(attrs.size()), attrs.data());
+  }
+  const Recording& recording_;
+  pw_plan* handle_;
+};
+
+std::atomic<int> wrong{0};
+
+void compare(const Recording& r, const std::vector<Bytes>& got, const std::vector<Bytes>& want, const std::string& how) {
+  for (size_t i = 0; i < want.size(); ++i)
+    if (got[i] != want[i]) {
+      ++wrong;
+      std::fprintf(stderr, "%s: output %zu differs (%s)\n", r.name.c_str(), i, how.c_str());
+    }
+}
+
+void replay(const Recording& r, const std::vector<int>& pools, int callers, int rounds) {
+  for (int isa = 0; isa < pw_isa_count(); ++isa) {
+    if (!pw_isa_supported(isa)) continue;
+    const Model model(r);
+    const std::vector<Bytes> want = r.exact ? r.outputs : Plan(r, model, 1, isa).run();
+    for (int threads : pools) {
+      const std::string how = std::string(pw_isa_name(isa)) + ", " + std::to_string(threads) + " threads";
+      const Plan plan(r, model, threads, isa);
+      compare(r, plan.run(), want, how);
+      compare(r, plan.run(true), want, how + ", profiled");
+    }
+    const int threads = pools.back();
+    const std::string how = std::string(pw_isa_name(isa)) + ", " + std::to_string(callers) + " callers at once";
+    const Model fresh(r);  // nothing is packed yet: the callers plan at the same time
+    const Plan shared(r, model, threads, isa);
+    std::vector<std::thread> crowd;
+    for (int caller = 0; caller < callers; ++caller)
+      crowd.emplace_back([&, caller] {
+        try {
+          for (int round = 0; round < rounds; ++round) {
+            compare(r, shared.run(caller == 1), want, how);
+            if (caller % 2 == 0) compare(r, Plan(r, fresh, caller + 1, isa).run(), want, how + ", own plan");
+          }
+        } catch (const std::exception& e) {
+          ++wrong;
+          std::fprintf(stderr, "%s\n", e.what());
+        }
+      });
+    for (std::thread& t : crowd) t.join();
+  }
+}
+
+// Rounding in training from several callers: the same rows of both dtypes, forward and back.
+void fake(int callers) {
+  const int64_t rows = 37, cols = 4001;
+  std::vector<float> x(static_cast<size_t>(rows * cols)), g(x.size()), scale(rows), zero(rows);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = float(int(i * 7919 % 4001) - 2000) / 500, g[i] = float(i % 13) - 6;
+  for (int64_t i = 0; i < rows; ++i) scale[size_t(i)] = 0.01f + 0.001f * float(i), zero[size_t(i)] = float(i % 5);
+  auto both = [&](int threads) {
+    std::vector<char> out(x.size() * 8 + size_t(rows) * 3 * sizeof(double));
+    float* y = reinterpret_cast<float*>(out.data());
+    double* sums = reinterpret_cast<double*>(out.data() + x.size() * 8);
+    for (int dtype : {PW_BF16, PW_F32}) {  // read as bf16, the floats are half as many numbers again, all finite
+      require(pw_fake_quantize(dtype, x.data(), y, rows, cols, scale.data(), zero.data(), -128, 127, threads) >= 0, "fake");
+      require(pw_fake_gradient(dtype, x.data(), g.data(), y + x.size(), rows, cols, scale.data(), zero.data(), -128, 127,
+                               0.1f, sums, threads) >= 0, "fake gradient");
+    }
+    return out;
+  };
+  const std::vector<char> want = both(1);
+  std::vector<std::thread> crowd;
+  for (int caller = 0; caller < callers; ++caller)
+    crowd.emplace_back([&, caller] {
+      if (both(1 + caller % 3) != want) ++wrong, std::fprintf(stderr, "fake quantization differs, caller %d\n", caller);
+    });
+  for (std::thread& t : crowd) t.join();
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    if (argc < 2) stop("usage: replay FILE [THREADS...]");
+    std::vector<int> pools;
+    for (int i = 2; i < argc; ++i) pools.push_back(std::atoi(argv[i]));
+    if (pools.empty()) pools = {1, 2, 4};
+    fake(4);
+    Reader reader(argv[1]);
+    const int64_t count = reader.number();
+    for (int64_t i = 0; i < count; ++i) {
+      const Recording r = read_recording(reader);
+      std::fprintf(stderr, "%s\n", r.name.c_str());  // whose finding follows
+      replay(r, pools, 4, 2);
+    }
+    std::printf("%lld programs replayed, %d results wrong\n", static_cast<long long>(count), wrong.load());
+    return wrong ? 1 : 0;
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 2;
+  }
+}
