@@ -65,14 +65,19 @@ struct Finish {
     const __m512i cd = _mm512_adds_epi16(_mm512_packs_epi32(c, d), zero16);
     return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(ab, cd), low8), high8);
   }
+  // The same where the zero point is 0 and all codes are allowed: saturation does it all.
+  PW_INLINE __m512i whole_bytes(__m512i a, __m512i b, __m512i c, __m512i d) const {
+    return _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+  }
 };
 
 // What store_row has to look at, decided once per product.
-enum Path { kGeneral, kPlain, kResidual, kTable };
+enum Path { kGeneral, kPlain, kWhole, kResidual, kTable };
 
 inline Path path_of(const Epilogue& e) {
   if (e.out != Out::kU8 || e.row_zero || !e.fits || (e.lut && e.residual)) return kGeneral;
-  return e.lut ? kTable : e.residual ? kResidual : kPlain;
+  const bool whole = e.zero == 0 && e.lo == 0 && e.hi == 255;
+  return e.lut ? kTable : e.residual ? kResidual : whole ? kWhole : kPlain;
 }
 
 // The columns of a block that count, as masks.
@@ -85,6 +90,27 @@ struct Columns {
     for (int j = 0; j < 4; ++j) part[j] = head16(count - 16 * j);
   }
 };
+
+// Accumulators of one vector of columns to codes before packing.
+template <Path path>
+PW_INLINE __m512i to_codes(const Finish& f, __m512i acc, const float* multiplier, const uint8_t* r, __mmask16 mask) {
+  __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_loadu_ps(multiplier));
+  if (path == kResidual || (path == kGeneral && r)) {
+    const __m128i codes = mask == 0xffff ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(r)) : _mm_maskz_loadu_epi8(mask, r);
+    t = _mm512_add_ps(t, f.residual(_mm512_cvtepu8_epi32(codes)));
+  }
+  return path == kGeneral ? f.rounded(t) : _mm512_cvtps_epi32(t);
+}
+
+// Four vectors of codes to 64 bytes, side by side.
+template <Path path>
+PW_INLINE __m512i to_bytes(const Finish& f, const __m512i* q) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  __m512i bytes = path == kWhole ? f.whole_bytes(q[0], q[1], q[2], q[3]) : f.bytes(q[0], q[1], q[2], q[3]);
+  bytes = _mm512_permutexvar_epi32(order, bytes);
+  if (path == kTable || (path == kGeneral && f.e.lut)) bytes = Lut(f.e.lut)(bytes);
+  return bytes;
+}
 
 // One row of up to 16 * NB accumulators, biases already in.
 template <int NB, Path path>
@@ -100,32 +126,10 @@ PW_INLINE void store_row(const Finish& f, const __m512i* raw, const Columns& col
       acc[j] = _mm512_sub_epi32(acc[j], _mm512_mullo_epi32(z, _mm512_loadu_si512(e.colsum + column + 16 * j)));
   }
   if (path != kGeneral || e.out == Out::kU8) {
-    __m512i q[4];
-    for (int j = 0; j < 4; ++j) {
-      if (j >= NB) {
-        q[j] = _mm512_setzero_si512();
-        continue;
-      }
-      __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[j]), _mm512_loadu_ps(e.multiplier + column + 16 * j));
-      if (path == kResidual || (path == kGeneral && r)) {
-        const __m128i codes = _mm_maskz_loadu_epi8(columns.part[j], r + 16 * j);
-        t = _mm512_add_ps(t, f.residual(_mm512_cvtepu8_epi32(codes)));
-      }
-      q[j] = path == kGeneral ? f.rounded(t) : _mm512_cvtps_epi32(t);
-    }
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512i bytes = _mm512_permutexvar_epi32(order, f.bytes(q[0], q[1], q[2], q[3]));
-    if (path == kTable || (path == kGeneral && e.lut)) bytes = Lut(e.lut)(bytes);
-    uint8_t* y = static_cast<uint8_t*>(c) + at;
-    if (columns.count < 16 * NB) {
-      _mm512_mask_storeu_epi8(y, columns.bytes, bytes);
-    } else if (NB == 4) {  // masked stores are slow
-      _mm512_storeu_si512(y, bytes);
-    } else {
-      if (NB == 1) _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm512_castsi512_si128(bytes));
-      if (NB >= 2) _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_castsi512_si256(bytes));
-      if (NB == 3) _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 32), _mm512_extracti32x4_epi32(bytes, 2));
-    }
+    __m512i q[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int j = 0; j < NB; ++j)
+      q[j] = to_codes<path>(f, acc[j], e.multiplier + column + 16 * j, r ? r + 16 * j : nullptr, columns.part[j]);
+    _mm512_mask_storeu_epi8(static_cast<uint8_t*>(c) + at, columns.bytes, to_bytes<path>(f, q));
     return;
   }
   for (int j = 0; j < NB; ++j) {
@@ -143,11 +147,69 @@ PW_INLINE void store_row(const Finish& f, const __m512i* raw, const Columns& col
   }
 }
 
+// The same for codes alone, without masked stores: NB blocks of 16 columns, of the last one perhaps 8. Narrow rows share
+// the packing: `rows` of them make 64 codes.
+template <int NB, Path path>
+struct Together {
+  static constexpr int rows = NB == 1 ? 4 : NB == 2 ? 2 : 1;
+  static PW_INLINE bool can(int columns) { return path != kGeneral && (columns >= 16 * NB || columns == 16 * NB - 8); }
+
+  static PW_INLINE void last(uint8_t* y, __m128i codes, bool half) {
+    if (__builtin_expect(half, 0)) _mm_storel_epi64(reinterpret_cast<__m128i*>(y), codes);
+    else _mm_storeu_si128(reinterpret_cast<__m128i*>(y), codes);
+  }
+
+  // acc: [rows][NB], biases already in; c, residual: at the first column.
+  static PW_INLINE void store(const Finish& f, const __m512i* acc, const __m512* multiplier, const int64_t* c_offset,
+                              const uint8_t* residual, const int64_t* r_offset, uint8_t* c, bool half) {
+    __m512i q[4];
+    if (NB == 3) q[3] = _mm512_setzero_si512();
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NB; ++j) {
+        __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i * NB + j]), multiplier[j]);
+        if (path == kResidual) {
+          const uint8_t* r = residual + r_offset[i] + 16 * j;
+          const auto* r16 = reinterpret_cast<const __m128i*>(r);
+          const __m128i codes = j == NB - 1 && __builtin_expect(half, 0) ? _mm_loadl_epi64(r16) : _mm_loadu_si128(r16);
+          t = _mm512_add_ps(t, f.residual(_mm512_cvtepu8_epi32(codes)));
+        }
+        q[i * NB + j] = _mm512_cvtps_epi32(t);
+      }
+    const __m512i bytes = to_bytes<path>(f, q);
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; ++i) {
+      const int64_t at = c_offset[i];
+      if (__builtin_expect(at < 0, 0)) continue;
+      uint8_t* y = c + at;
+      if (NB == 1) last(y, _mm512_extracti32x4_epi32(bytes, i & 3), half);
+      if (NB == 4 && __builtin_expect(!half, 1)) {
+        _mm512_storeu_si512(y, bytes);
+        continue;
+      }
+      if (NB >= 3) _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_castsi512_si256(bytes));
+      if (NB == 4) _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 32), _mm512_extracti32x4_epi32(bytes, 2));
+      if (NB >= 3) last(y + 16 * (NB - 1), _mm512_extracti32x4_epi32(bytes, NB == 3 ? 2 : 3), half);
+      if (NB == 2) {
+        const __m256i row = i ? _mm512_extracti64x4_epi64(bytes, 1) : _mm512_castsi512_si256(bytes);
+        if (__builtin_expect(half, 0)) {
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm256_castsi256_si128(row));
+          _mm_storel_epi64(reinterpret_cast<__m128i*>(y + 16), _mm256_extracti128_si256(row, 1));
+        } else {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), row);
+        }
+      }
+    }
+  }
+};
+
 // Calls body with the path as a constant.
 template <class F>
 PW_INLINE void with_path(Path path, F body) {
   switch (path) {
     case kPlain: return body(std::integral_constant<Path, kPlain>());
+    case kWhole: return body(std::integral_constant<Path, kWhole>());
     case kResidual: return body(std::integral_constant<Path, kResidual>());
     case kTable: return body(std::integral_constant<Path, kTable>());
     default: return body(std::integral_constant<Path, kGeneral>());

@@ -30,15 +30,19 @@ struct Block {  // 64 channels of one result row
   }
 };
 
-template <bool Plain>
+enum Kind { kAny, kCodes, kWholeCodes };  // codes and nothing else are the usual case
+
+template <Kind kind, bool Full>
 PW_INLINE void finish(const DepthwiseArgs& d, const Finish& f, const __m512i* raw, int channel, int x, __mmask64 mask) {
   const Epilogue& e = f.e;
   const int64_t at = x * d.y_pixel + channel;
-  if (Plain) {  // codes, nothing else: the usual case
+  if (kind != kAny) {
     __m512i q[4];
     for (int v = 0; v < 4; ++v)
-      q[v] = f.rounded(_mm512_mul_ps(_mm512_cvtepi32_ps(raw[v]), _mm512_loadu_ps(e.multiplier + channel + 16 * v)));
-    _mm512_mask_storeu_epi8(d.y + at, mask, f.bytes(q[0], q[1], q[2], q[3]));
+      q[v] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(raw[v]), _mm512_loadu_ps(e.multiplier + channel + 16 * v)));
+    const __m512i bytes = kind == kWholeCodes ? f.whole_bytes(q[0], q[1], q[2], q[3]) : f.bytes(q[0], q[1], q[2], q[3]);
+    if (Full) _mm512_storeu_si512(d.y + at, bytes);  // masked stores are slow
+    else _mm512_mask_storeu_epi8(d.y + at, mask, bytes);
     return;
   }
   __m512i acc[4] = {raw[0], raw[1], raw[2], raw[3]};
@@ -80,7 +84,7 @@ PW_INLINE void finish(const DepthwiseArgs& d, const Finish& f, const __m512i* ra
 }
 
 // XB neighbouring results at a time; KW and S known, columns not dilated.
-template <int KW, int S, int XB, bool Plain, bool Full>
+template <int KW, int S, int XB, Kind kind, bool Full>
 inline void results(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, int x, __mmask64 mask) {
   __m512i acc[XB][4];
 #pragma GCC unroll 4
@@ -109,7 +113,7 @@ inline void results(const DepthwiseArgs& d, const Finish& f, const int8_t* w, in
     }
   }
 #pragma GCC unroll 4
-  for (int o = 0; o < XB; ++o) finish<Plain>(d, f, acc[o], channel, x + o, mask);
+  for (int o = 0; o < XB; ++o) finish<kind, Full>(d, f, acc[o], channel, x + o, mask);
 }
 
 void any(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, int x, __mmask64 mask) {
@@ -127,23 +131,25 @@ void any(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, 
       for (int v = 0; v < 4; ++v) dot4m(acc[v], c.v[v], w + (quad * d.kernel_w + kx) * 256 + 64 * v);
     }
   }
-  finish<false>(d, f, acc, channel, x, mask);
+  finish<kAny, false>(d, f, acc, channel, x, mask);
 }
 
-template <int KW, int S, bool Plain, bool Full>
+template <int KW, int S, Kind kind, bool Full>
 void row(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, __mmask64 mask) {
   int x = 0;
-  for (; x + 4 <= d.width; x += 4) results<KW, S, 4, Plain, Full>(d, f, w, channel, x, mask);
-  for (; x < d.width; ++x) results<KW, S, 1, Plain, Full>(d, f, w, channel, x, mask);
+  for (; x + 4 <= d.width; x += 4) results<KW, S, 4, kind, Full>(d, f, w, channel, x, mask);
+  for (; x < d.width; ++x) results<KW, S, 1, kind, Full>(d, f, w, channel, x, mask);
 }
 
 template <int KW, int S>
 void choose(const DepthwiseArgs& d, const Finish& f, const int8_t* w, int channel, __mmask64 mask) {
   const Epilogue& e = f.e;
-  const bool plain = e.out == Out::kU8 && !e.row_zero && !d.residual && !e.lut, full = mask == ~__mmask64(0);
-  if (plain && full) row<KW, S, true, true>(d, f, w, channel, mask);
-  else if (plain) row<KW, S, true, false>(d, f, w, channel, mask);
-  else row<KW, S, false, false>(d, f, w, channel, mask);
+  const bool codes = e.out == Out::kU8 && !e.row_zero && !d.residual && !e.lut && e.fits;
+  const bool whole = codes && e.zero == 0 && e.lo == 0 && e.hi == 255, full = mask == ~__mmask64(0);
+  if (whole && full) row<KW, S, kWholeCodes, true>(d, f, w, channel, mask);
+  else if (codes && full) row<KW, S, kCodes, true>(d, f, w, channel, mask);
+  else if (codes) row<KW, S, kCodes, false>(d, f, w, channel, mask);
+  else row<KW, S, kAny, false>(d, f, w, channel, mask);
 }
 
 }  // namespace

@@ -29,41 +29,50 @@ struct alignas(64) Scratch {
   int32_t acc[32][64];
 };
 
+// Where rows of activations lie: gathered ones at one distance, others by 16 at the call's own offsets.
+struct Source {
+  const uint8_t* base;
+  int64_t stride;
+  bool gathered;
+  int first;  // the row at base
+};
+
 // Activations of up to 16 rows: the first one, and the distance between rows.
 struct Rows {
   const uint8_t* base;
   int64_t stride;
 };
 
-struct Unit {
-  int m, rows, block, width;  // rows from m on, columns of `width` blocks
-  Rows top, bottom;
-  bool gathered;              // segments lie side by side
-};
+Rows rows_at(const GemmArgs& g, const Source& s, int m, int rows) {
+  if (s.gathered) return {s.base + (m - s.first) * s.stride, s.stride};
+  return {g.a + g.row_offset[m], rows > 1 ? g.row_offset[m + 1] - g.row_offset[m] : 64};
+}
 
-template <bool TwoRows, bool TwoColumns>
-PW_INLINE void multiply(const GemmArgs& g, const Unit& u, const int8_t* b, int32_t* acc) {
+// Accumulators of 16 or 32 rows by one or two blocks of columns; `meanwhile` is called after each step.
+template <bool TwoRows, bool TwoColumns, class F>
+PW_INLINE void multiply(const GemmArgs& g, bool gathered, Rows top, Rows bottom, const int8_t* b, int32_t* acc, F meanwhile) {
   _tile_zero(0);
   if (TwoColumns) _tile_zero(1);
   if (TwoRows) _tile_zero(2);
   if (TwoRows && TwoColumns) _tile_zero(3);
   const int segments = g.dense ? 1 : g.segments;
   for (int seg = 0; seg < segments; ++seg) {
-    const int64_t off = u.gathered ? int64_t(seg) * g.seg_pad : g.seg_offset[seg];
+    const int64_t off = gathered ? int64_t(seg) * g.seg_pad : g.seg_offset[seg];
     for (int k = 0; k < g.seg_pad; k += 64) {
       _tile_loadd(6, b, 64);
-      _tile_loadd(4, u.top.base + off + k, u.top.stride);
+      _tile_loadd(4, top.base + off + k, top.stride);
       _tile_dpbusd(0, 4, 6);
       if (TwoColumns) {
         _tile_loadd(7, b + g.b_block, 64);
         _tile_dpbusd(1, 4, 7);
       }
       if (TwoRows) {
-        _tile_loadd(5, u.bottom.base + off + k, u.bottom.stride);
+        _tile_loadd(5, bottom.base + off + k, bottom.stride);
         _tile_dpbusd(2, 5, 6);
         if (TwoColumns) _tile_dpbusd(3, 5, 7);
       }
       b += 1024;
+      meanwhile();
     }
   }
   _tile_stored(0, acc, 256);
@@ -72,81 +81,107 @@ PW_INLINE void multiply(const GemmArgs& g, const Unit& u, const int8_t* b, int32
   if (TwoRows && TwoColumns) _tile_stored(3, acc + 16 * 64 + 16, 256);
 }
 
-void multiply_unit(const GemmArgs& g, const Unit& u, Scratch& s) {
-  const bool two_rows = u.rows > 16;
-  for (int j = 0; j < u.width; j += 2) {
-    const int8_t* b = g.b + (u.block + j) * g.b_block;
-    int32_t* acc = s.acc[0] + 16 * j;
-    const bool two_columns = j + 1 < u.width;
-    if (two_rows && two_columns) multiply<true, true>(g, u, b, acc);
-    else if (two_rows) multiply<true, false>(g, u, b, acc);
-    else if (two_columns) multiply<false, true>(g, u, b, acc);
-    else multiply<false, false>(g, u, b, acc);
-  }
-}
-
+// NB blocks of columns over rows [m, end), 32 at a time. While the tiles of one unit are multiplied, the accumulators of
+// the one before are rounded and stored.
 template <int NB, Path path>
-void store_rows(const GemmArgs& g, const Finish& f, const Unit& u, const Scratch& s) {
-  const Epilogue& e = f.e;
-  const int column = 16 * u.block;
-  const Columns columns(g.n0 + column, g.n - column, NB);
-  __m512i bias[NB];
-  for (int j = 0; j < NB; ++j) bias[j] = _mm512_loadu_si512(e.bias + columns.first + 16 * j);
-  for (int i = 0; i < u.rows; ++i) {
-    const int64_t at = g.c_offset[u.m + i];
-    if (at < 0) continue;
-    const uint8_t* r = e.residual ? e.residual + g.r_offset[u.m + i] + column : nullptr;
-    const float* addend = e.addend ? e.addend + g.r_offset[u.m + i] + column : nullptr;
-    __m512i acc[NB];
-    for (int j = 0; j < NB; ++j) acc[j] = _mm512_add_epi32(_mm512_load_si512(s.acc[i] + 16 * j), bias[j]);
-    store_row<NB, path>(f, acc, columns, g.m0 + u.m + i, r, addend, g.c, at + column);
-  }
-}
-
-void store_unit(const GemmArgs& g, const Finish& f, Path path, const Unit& u, const Scratch& s) {
-  with_path(path, [&](auto p) {
-    switch (u.width) {
-      case 4: return store_rows<4, p()>(g, f, u, s);
-      case 3: return store_rows<3, p()>(g, f, u, s);
-      case 2: return store_rows<2, p()>(g, f, u, s);
-      default: return store_rows<1, p()>(g, f, u, s);
-    }
-  });
-}
-
-// Units in flight: the accumulators of the last one wait while the next is multiplied.
-class Pipeline {
+class Strip {
  public:
-  explicit Pipeline(const GemmArgs& g) : g_(g), finish_(*g.epilogue), path_(path_of(*g.epilogue)) {
+  Strip(const GemmArgs& g, const Finish& f, int block)
+      : g_(g), f_(f), column_(16 * block), columns_(g.n0 + column_, g.n - column_, NB), weights_(g.b + block * g.b_block) {
+    together_ = Codes::can(g.n - column_);
+    half_ = g.n - column_ == 16 * NB - 8;
+    steps_ = (g.dense ? 1 : g.segments) * ((g.seg_pad + 63) / 64);
     // a product of few steps need not load what is padding
     const int k = g.dense ? g.segments * g.seg_len : g.seg_len;
-    step_ = k < 64 ? (k + 3) / 4 * 4 : 64;
+    bytes_ = k < 64 ? (k + 3) / 4 * 4 : 64;
   }
-  void push(const Unit& u) {
-    const int rows = u.rows;
-    if (rows != configured_) {
-      configure(rows < 16 ? rows : 16, rows > 16 ? rows - 16 : 0, step_);
-      configured_ = rows;
+
+  void run(const Source& source, int m, int end) {
+    const Epilogue& e = f_.e;
+    __m512i bias[NB];
+    __m512 multiplier[NB];
+    for (int j = 0; j < NB; ++j) {
+      bias[j] = _mm512_loadu_si512(e.bias + columns_.first + 16 * j);
+      multiplier[j] = together_ ? _mm512_loadu_ps(e.multiplier + columns_.first + 16 * j) : _mm512_setzero_ps();
     }
-    multiply_unit(g_, u, scratch_[turn_]);
-    if (waiting_) store_unit(g_, finish_, path_, last_, scratch_[turn_ ^ 1]);
-    last_ = u;
-    waiting_ = true;
-    turn_ ^= 1;
-  }
-  void finish() {
-    if (waiting_) store_unit(g_, finish_, path_, last_, scratch_[turn_ ^ 1]);
-    _tile_release();
+    constexpr int kPairs = (NB + 1) / 2;
+    const int share = (32 / Codes::rows + kPairs * steps_ - 1) / (kPairs * steps_) * Codes::rows;
+    int waiting = 0, done = 0, first = m, turn = 0;  // rows of the unit before, and those already stored
+    if (m + 32 <= end) configure(16, 16, bytes_);
+    for (; m < end; m += 32, turn ^= 1) {
+      const int rows = end - m < 32 ? end - m : 32, top = rows < 16 ? rows : 16;
+      if (rows < 32) configure(top, rows - top, bytes_);
+      const Rows a = rows_at(g_, source, m, top), b = rows > 16 ? rows_at(g_, source, m + 16, rows - 16) : a;
+      const Scratch& last = scratch_[turn ^ 1];
+      const auto meanwhile = [&] {
+        if (done + share > waiting) return;
+        store(last, first, done, done + share, bias, multiplier);
+        done += share;
+      };
+#pragma GCC unroll 2
+      for (int j = 0; j < NB; j += 2) {
+        const int8_t* w = weights_ + j * g_.b_block;
+        int32_t* acc = scratch_[turn].acc[0] + 16 * j;
+        if (rows > 16) {
+          if (j + 1 < NB) multiply<true, true>(g_, source.gathered, a, b, w, acc, meanwhile);
+          else multiply<true, false>(g_, source.gathered, a, b, w, acc, meanwhile);
+        } else {
+          if (j + 1 < NB) multiply<false, true>(g_, source.gathered, a, b, w, acc, [] {});
+          else multiply<false, false>(g_, source.gathered, a, b, w, acc, [] {});
+        }
+      }
+      store(last, first, done, waiting, bias, multiplier);
+      waiting = rows;
+      done = 0;
+      first = m;
+    }
+    store(scratch_[turn ^ 1], first, done, waiting, bias, multiplier);
   }
 
  private:
+  using Codes = Together<NB, path>;
+
+  // Rows i to end of the unit at row m.
+  PW_INLINE void store(const Scratch& s, int m, int i, int end, const __m512i* bias, const __m512* multiplier) const {
+    const Epilogue& e = f_.e;
+    if (together_) {
+      const uint8_t* residual = path == kResidual ? e.residual + column_ : nullptr;
+      uint8_t* c = static_cast<uint8_t*>(g_.c) + column_;
+      const int64_t *c_offset = g_.c_offset + m, *r_offset = path == kResidual ? g_.r_offset + m : nullptr;
+      for (; i + Codes::rows <= end; i += Codes::rows) {
+        __m512i acc[4];
+#pragma GCC unroll 4
+        for (int k = 0; k < Codes::rows; ++k)
+#pragma GCC unroll 4
+          for (int j = 0; j < NB; ++j) acc[k * NB + j] = _mm512_add_epi32(bias[j], _mm512_load_si512(s.acc[i + k] + 16 * j));
+        Codes::store(f_, acc, multiplier, c_offset + i, residual, path == kResidual ? r_offset + i : nullptr, c, half_);
+      }
+    }
+    if (i < end) store_slowly(s, m, i, end);
+  }
+
+  __attribute__((noinline)) void store_slowly(const Scratch& s, int m, int i, int end) const {
+    const Epilogue& e = f_.e;
+    for (; i < end; ++i) {
+      const int64_t at = g_.c_offset[m + i];
+      if (at < 0) continue;
+      const uint8_t* r = e.residual ? e.residual + g_.r_offset[m + i] + column_ : nullptr;
+      const float* addend = e.addend ? e.addend + g_.r_offset[m + i] + column_ : nullptr;
+      __m512i acc[NB];
+      for (int j = 0; j < NB; ++j)
+        acc[j] = _mm512_add_epi32(_mm512_loadu_si512(e.bias + columns_.first + 16 * j), _mm512_load_si512(s.acc[i] + 16 * j));
+      store_row<NB, path>(f_, acc, columns_, g_.m0 + m + i, r, addend, g_.c, at + column_);
+    }
+  }
+
   const GemmArgs& g_;
-  Finish finish_;
-  Path path_;
+  const Finish& f_;
+  const int column_;
+  const Columns columns_;
+  const int8_t* weights_;
+  bool together_, half_;
+  int steps_, bytes_;
   Scratch scratch_[2];
-  Unit last_;
-  bool waiting_ = false;
-  int turn_ = 0, configured_ = -1, step_ = 64;
 };
 
 bool evenly_spaced(const GemmArgs& g, int m, int rows) {
@@ -155,12 +190,8 @@ bool evenly_spaced(const GemmArgs& g, int m, int rows) {
   return true;
 }
 
-Rows rows_at(const GemmArgs& g, int m, int rows) {
-  return {g.a + g.row_offset[m], rows > 1 ? g.row_offset[m + 1] - g.row_offset[m] : 64};
-}
-
 // Copies rows side by side; result [rows][segments * seg_pad], or all segments without gaps where g.dense.
-Rows gather(const GemmArgs& g, int m, int rows, uint8_t* to) {
+Source gather(const GemmArgs& g, int m, int rows, uint8_t* to) {
   const int64_t width = g.dense ? g.seg_pad : int64_t(g.segments) * g.seg_pad;
   const int64_t step = g.dense ? g.seg_len : g.seg_pad;
   for (int i = 0; i < rows; ++i)
@@ -174,8 +205,10 @@ Rows gather(const GemmArgs& g, int m, int rows, uint8_t* to) {
         for (int k = 0; k < step; k += 64) _mm512_storeu_si512(at + k, _mm512_loadu_si512(from + k));
       }
     }
-  return {to, width};
+  return {to, width, true, m};
 }
+
+constexpr int64_t kGathered = 1 << 17;  // bytes of rows at a time: a small part of the second cache
 
 struct GatherBuffer {  // of one thread, kept between calls
   uint8_t* data = nullptr;
@@ -194,42 +227,40 @@ struct GatherBuffer {  // of one thread, kept between calls
 }  // namespace
 
 void gemm(const GemmArgs& g) {
-  const int blocks = (g.n + 15) / 16, full = g.m / 32 * 32;
-  const int units = (blocks + 3) / 4, most = units ? (blocks + units - 1) / units : 1;  // blocks of a unit, evened out
+  const int blocks = (g.n + 15) / 16;
+  const int strips = (blocks + 3) / 4, even_share = strips ? (blocks + strips - 1) / strips : 1;
+  const int most = blocks > 2 ? (even_share + 1) / 2 * 2 : even_share;  // blocks of a strip, evened out, in pairs
+  const Finish f(*g.epilogue);
+  // the weights of a strip stay in the first cache while the rows pass
+  const auto run = [&](const Source& source, int m, int end) {
+    with_path(path_of(*g.epilogue), [&](auto p) {
+      for (int block = 0; block < blocks; block += most) {
+        switch (blocks - block < most ? blocks - block : most) {
+          case 4: Strip<4, p()>(g, f, block).run(source, m, end); break;
+          case 3: Strip<3, p()>(g, f, block).run(source, m, end); break;
+          case 2: Strip<2, p()>(g, f, block).run(source, m, end); break;
+          default: Strip<1, p()>(g, f, block).run(source, m, end); break;
+        }
+      }
+    });
+  };
   bool even = !g.dense;
   for (int m = 0; m < g.m && even; m += 16) even = evenly_spaced(g, m, g.m - m < 16 ? g.m - m : 16);
-  Pipeline pipeline(g);
-  const auto unit = [&](int m, int block, bool gathered, Rows all) {
-    const int rows = g.m - m < 32 ? g.m - m : 32;
-    const int width = blocks - block < most ? blocks - block : most;
-    Unit u{m, rows, block, width, all, {all.base + 16 * all.stride, all.stride}, gathered};
-    if (!gathered) {
-      u.top = rows_at(g, m, rows < 16 ? rows : 16);
-      u.bottom = rows > 16 ? rows_at(g, m + 16, rows - 16) : u.top;
-    }
-    pipeline.push(u);
-  };
   if (even) {
-    // the weights of a unit stay in the first cache while the rows pass; odd rows last, for their own tile shape
-    for (int block = 0; block < blocks; block += most)
-      for (int m = 0; m < full; m += 32) unit(m, block, false, {});
-    if (full < g.m)
-      for (int block = 0; block < blocks; block += most) unit(full, block, false, {});
+    run({g.a, 0, false, 0}, 0, g.m);
   } else {
-    // rows are gathered one unit ahead: tiles cannot be loaded from stores that are still under way
+    // many rows at a time: tiles cannot be loaded from stores that are still under way
     static thread_local GatherBuffer buffer;
-    const int64_t size = 32 * (g.dense ? g.seg_pad : int64_t(g.segments) * g.seg_pad) + 64;
-    uint8_t* halves[2] = {buffer.of(2 * size), nullptr};
-    halves[1] = halves[0] + size;
-    const auto rows_of = [&](int m) { return g.m - m < 32 ? g.m - m : 32; };
-    Rows next = g.m > 0 ? gather(g, 0, rows_of(0), halves[0]) : Rows{};
-    for (int m = 0, turn = 1; m < g.m; m += 32, turn ^= 1) {
-      const Rows all = next;
-      if (m + 32 < g.m) next = gather(g, m + 32, rows_of(m + 32), halves[turn]);
-      for (int block = 0; block < blocks; block += most) unit(m, block, true, all);
+    const int64_t width = g.dense ? g.seg_pad : int64_t(g.segments) * g.seg_pad;
+    const int64_t fit = kGathered / width / 32 * 32;
+    const int chunk = fit < 64 ? 64 : fit < g.m ? int(fit) : g.m;
+    uint8_t* rows = buffer.of(chunk * width + 64);
+    for (int m = 0; m < g.m; m += chunk) {
+      const int end = g.m - m < chunk ? g.m : m + chunk;
+      run(gather(g, m, end - m, rows), m, end);
     }
   }
-  pipeline.finish();
+  _tile_release();
 }
 
 }  // namespace pw::amx
