@@ -1,4 +1,4 @@
-"""Pennyweight: int8 programs on the engine."""
+"""Pennyweight: programs on the engine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def _session(name: str, threads: int, work: Path, batch: int, recipe: str) -> Ru
     path = work / f"{name}.{recipe}.dwt"
     example = networks.inputs(name, 1, batch)
     if not path.is_file():
-        model = pw.quantize(
-            networks.network(name), networks.calibration(name, batch=batch), recipe, progress=False
-        )
+        model = networks.network(name)
+        if recipe != "float32":
+            batches = networks.calibration(name, batch=batch)
+            model = pw.quantize(model, batches, recipe, progress=False)
         pw.save(model, path, example)
     session = pw.load(path, threads=threads, backend="native")
     values = [x.numpy() for x in example]
@@ -39,3 +40,8 @@ def int8_vnni(name: str, threads: int, work: Path, batch: int) -> Run:
 def dynamic(name: str, threads: int, work: Path, batch: int) -> Run:
     """Dynamic int8, on the best instruction set."""
     return _session(name, threads, work, batch, "int8-dynamic")
+
+
+def float32(name: str, threads: int, work: Path, batch: int) -> Run:
+    """The float network as a program, on the best instruction set."""
+    return _session(name, threads, work, batch, "float32")

@@ -52,3 +52,8 @@ def int8_vnni(name: str, threads: int, work: Path, batch: int) -> Run:
 def float32(name: str, threads: int, work: Path, batch: int) -> Run:
     """Float32 throughout."""
     return _compiled(name, threads, work, batch, quantized=False, INFERENCE_PRECISION_HINT="f32")
+
+
+def bf16(name: str, threads: int, work: Path, batch: int) -> Run:
+    """Float weights, bf16 inference precision."""
+    return _compiled(name, threads, work, batch, quantized=False, INFERENCE_PRECISION_HINT="bf16")

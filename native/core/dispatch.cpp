@@ -50,6 +50,7 @@ struct Slot;
   void lstm(const LstmArgs&);                             \
   void gru(const GruArgs&);                               \
   void gemm_f32(const GemmF32Args&);                      \
+  void depthwise_f32(const DepthwiseF32Args&);            \
   void decode(const DecodeArgs&);                         \
   void gemm_codes(const GemmCodesArgs&);                  \
   void gemm_grouped(const GemmGroupedArgs&);              \

@@ -269,6 +269,16 @@ using GruFn = void (*)(const GruArgs&);
 
 // ---- float products -------------------------------------------------------------------------------------------------
 
+// What happens to a float sum of column n, in this order: + bias[n]; + addend[m][n]; clamp to lo .. hi; rounded to bf16
+// where the result is one.
+struct RealTail {
+  const float* bias = nullptr;         // from the call's first column on, whole blocks of 16; or null
+  const void* addend = nullptr;        // f32 or bf16, or null
+  const int64_t* r_offset = nullptr;   // its rows, in elements
+  bool addend_bf16 = false, out_bf16 = false, clip = false;
+  float lo = 0, hi = 0;
+};
+
 // Packed weights: blocks of 16 columns, [K][16] floats each.
 struct GemmF32Args {
   const float* a = nullptr;        // row m, segment s, element k at a + row_offset[m] + seg_offset[s] + k
@@ -277,15 +287,30 @@ struct GemmF32Args {
   int segments = 1;
   const int64_t* seg_offset = nullptr;
   int seg_len = 0;
-  const float* b = nullptr;
+  const float* b = nullptr;        // first column block of this call
   int64_t b_block = 0;             // floats from one column block to the next
   int n = 0;
-  const float* bias = nullptr;     // [N padded to 16] or null
-  int n0 = 0;
-  float* c = nullptr;
+  void* c = nullptr;               // row m, column n at c + (c_offset[m] + n) elements
   const int64_t* c_offset = nullptr;
+  RealTail tail;
 };
 using GemmF32Fn = void (*)(const GemmF32Args&);
+
+// One row of results of a depthwise convolution in floats, channels last. All distances in elements.
+// Packed weights: for each block of 16 channels, for each tap: 16 floats.
+struct DepthwiseF32Args {
+  const float* x = nullptr;        // first input row of this result row, first column, first channel
+  int64_t tap_row = 0, tap_pixel = 0;  // between the taps of a window
+  int64_t x_pixel = 0;             // between the first input columns of neighbouring results
+  int kernel_h = 0, kernel_w = 0;
+  const float* w = nullptr;
+  int channels = 0;
+  int width = 0;                   // result columns
+  void* y = nullptr;
+  int64_t y_pixel = 0;
+  RealTail tail;                   // its rows are result columns
+};
+using DepthwiseF32Fn = void (*)(const DepthwiseF32Args&);
 
 // Float rows times stored codes, decoded in registers:
 //   y[m][n] = sum_g scale[g][n] * sum_{k in g} x[m][k] * (code[n][k] - zero[g][n])  (+ bias[n])

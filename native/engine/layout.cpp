@@ -13,14 +13,14 @@ namespace {
 bool writes_strided(const std::string& kind) {
   static const std::set<std::string> kinds = {
       "requant", "requant_add", "quantize", "dequantize", "table",  "add_q", "mul_q", "affine_q", "max_pool",
-      "transpose", "slice",     "concat",   "pad",        "upsample", "stuff", "expand", "conv_f32", "rescale", "unary"};
+      "transpose", "slice",     "concat",   "pad",        "upsample", "stuff", "expand", "conv_f32", "rescale", "unary", "binary"};
   return kinds.count(kind) > 0;
 }
 
 bool reads_strided(const OpNode& op, int value) {
   static const std::set<std::string> kinds = {"conv",   "conv_f32", "quantize", "dequantize", "table",    "add_q",
                                               "mul_q",  "affine_q", "max_pool", "sum_pool",   "transpose", "slice",
-                                              "concat", "pad",      "upsample", "stuff",      "expand",   "unary"};
+                                              "concat", "pad",      "upsample", "stuff",      "expand",   "unary", "binary"};
   if (op.kind == "requant_add") return op.in[2] == value && op.in[0] != value;
   return kinds.count(op.kind) > 0;
 }

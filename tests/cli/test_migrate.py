@@ -11,7 +11,9 @@ import pytest
 pytest.importorskip("libcst")
 
 OLD = "import torch\nx = torch.quantization.QuantStub()\n"
-NEW = "import pennyweight.compat.quantization\nimport torch\nx = pennyweight.compat.quantization.QuantStub()\n"
+NEW = (
+    "import pennyweight.compat.quantization\nimport torch\nx = pennyweight.compat.quantization.QuantStub()\n"
+)
 
 
 def test_nothing_is_written_without_being_asked(run, folder):
@@ -19,7 +21,9 @@ def test_nothing_is_written_without_being_asked(run, folder):
     before = Path("a.py").stat()
     code, out, err = run("migrate", "a.py")
     assert (code, err) == (0, "")
-    assert out.startswith("--- a.py\n+++ a.py\n@@ -1,2 +1,3 @@\n+import pennyweight.compat.quantization\n import torch\n-x =")
+    assert out.startswith(
+        "--- a.py\n+++ a.py\n@@ -1,2 +1,3 @@\n+import pennyweight.compat.quantization\n import torch\n-x ="
+    )
     assert out.endswith("1 files read, 1 to change (--write does it), 0 lines not carried over\n")
     assert Path("a.py").stat() == before
 
@@ -38,7 +42,14 @@ def test_a_second_run_and_other_files_are_left_untouched(run, folder):
 
 
 @pytest.mark.parametrize(
-    "end", ["", "\n", "\nx = torch.quantization.QuantStub()", "\r\nimport torch.nn.quantized\r\n", "\n\x0c\n# \u2028\n"]
+    "end",
+    [
+        "",
+        "\n",
+        "\nx = torch.quantization.QuantStub()",
+        "\r\nimport torch.nn.quantized\r\n",
+        "\n\x0c\n# \u2028\n",
+    ],
 )
 def test_what_is_shown_is_a_patch(run, folder, end):
     git = shutil.which("git")
@@ -51,7 +62,9 @@ def test_what_is_shown_is_a_patch(run, folder, end):
     _, out, _ = run("migrate", "in")
     Path("by_git/all.patch").write_bytes(out.encode())
     assert out.count(": not carried over: torch.jit.script: ") == 2
-    done = subprocess.run([git, "apply", "-p0", "all.patch"], cwd="by_git", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [git, "apply", "-p0", "all.patch"], cwd="by_git", capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     run("migrate", "in", "--write")
     for name in ("a.py", "b.py"):
@@ -60,10 +73,17 @@ def test_what_is_shown_is_a_patch(run, folder, end):
 
 @pytest.mark.parametrize(
     ("encoding", "head"),
-    [("utf-8", ""), ("utf-8-sig", ""), ("latin-1", "# -*- coding: latin-1 -*-\r\n"), ("cp1252", "#!/bin/x\n# coding: cp1252\n")],
+    [
+        ("utf-8", ""),
+        ("utf-8-sig", ""),
+        ("latin-1", "# -*- coding: latin-1 -*-\r\n"),
+        ("cp1252", "#!/bin/x\n# coding: cp1252\n"),
+    ],
 )
 def test_bytes_outside_of_the_change_stay(run, folder, encoding, head):
-    text = f"{head}import torch.quantization as tq  # caf\u00e9\r\nd = '\u00fc'\n\tif_ = 1\n".replace("\tif_", "if_")
+    text = f"{head}import torch.quantization as tq  # caf\u00e9\r\nd = '\u00fc'\n\tif_ = 1\n".replace(
+        "\tif_", "if_"
+    )
     Path("a.py").write_bytes(text.encode(encoding))
     assert run("migrate", "a.py", "--write")[0] == 0
     expected = text.replace("torch.quantization", "pennyweight.compat.quantization").encode(encoding)
@@ -81,14 +101,25 @@ def test_links_and_modes_stay(run, folder):
 
 
 def test_code_of_others_in_a_folder_is_left_alone(run_json, folder):
-    places = ["a.py", "pkg/b.py", ".hidden/c.py", "env/lib/d.py", "lib/site-packages/e.py", "__pycache__/f.py", "g.txt"]
+    places = [
+        "a.py",
+        "pkg/b.py",
+        ".hidden/c.py",
+        "env/lib/d.py",
+        "lib/site-packages/e.py",
+        "__pycache__/f.py",
+        "g.txt",
+    ]
     for place in places:
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         Path(place).write_text(OLD)
     Path("env/pyvenv.cfg").write_text("home = x\n")
     assert run_json("migrate", ".", "--write")["changed"] == ["a.py", "pkg/b.py"]
     assert [p for p in places if Path(p).read_text() == OLD] == places[2:]
-    assert run_json("migrate", "env/lib", ".hidden/c.py")["changed"] == ["env/lib/d.py", ".hidden/c.py"]  # asked for
+    assert run_json("migrate", "env/lib", ".hidden/c.py")["changed"] == [
+        "env/lib/d.py",
+        ".hidden/c.py",
+    ]  # asked for
 
 
 def test_lines_are_those_of_the_file_as_it_stands(run_json, folder):

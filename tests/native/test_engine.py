@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import programs
+import programs_real
 
 from pennyweight.program.interpret import interpret
 from pennyweight.program.ops import definitions
@@ -19,7 +20,7 @@ from pennyweight.runtime.engine import Engine
 
 ISAS = library.supported_isas()
 CASES = {c.name: (c, p) for family in programs.EXACT for c, p in family()}
-INEXACT = {c.name: (c, p) for c, p in programs.inexact()}
+INEXACT = {c.name: (c, p) for family in (programs.inexact, programs_real.reals) for c, p in family()}
 
 
 def run(program, inputs, isa, threads):

@@ -7,6 +7,7 @@
 #include "core/functions.h"
 #include "engine/build.h"
 #include "engine/rows.h"
+#include "engine/steps/real_tail.h"
 
 namespace pw {
 namespace {
@@ -97,21 +98,9 @@ void build_unary(Builder& b, int number) {
   const OpNode& op = plan.ops[number];
   auto step = std::make_unique<UnaryStep>();
   const std::string& name = op.text("fn");
-  const Kernels& k = *plan.kernels;
-  const struct {
-    const char* name;
-    UnaryFn fn;
-    int slot;
-  } fast[] = {{"exp", k.exp, k_exp},       {"sigmoid", k.sigmoid, k_sigmoid},       {"tanh", k.tanh, k_tanh},
-              {"erf", k.erf, k_erf},       {"gelu", k.gelu, k_gelu},                {"gelu_tanh", k.gelu_tanh, k_gelu_tanh},
-              {"silu", k.silu, k_silu},    {"hardswish", k.hardswish, k_hardswish}, {"clip", k.clip, k_clip},
-              {"mul", k.scale, k_scale}};
-  const char* kernel = "scalar";
-  for (const auto& f : fast)
-    if (name == f.name) {
-      step->kernel_fn = f.fn;
-      kernel = k.row[f.slot]->symbol;
-    }
+  const KernelRow* row = nullptr;
+  step->kernel_fn = unary_kernel(*plan.kernels, name, &row);
+  const char* kernel = row ? row->symbol : "scalar";
   for (const Named& f : kUnary)
     if (name == f.name) step->scalar = f.fn;
   if (!step->kernel_fn && !step->scalar) fail("unknown function " + name);

@@ -1,10 +1,8 @@
 // Float products: fused multiply-adds, up to 6 rows by 16 columns in registers.
 #if defined(__AVX2__)
-#include <immintrin.h>
+#include <utility>
 
-#include <cstring>
-
-#include "core/kernels.h"
+#include "ops/real256.h"
 
 namespace pw::avx2 {
 namespace {
@@ -23,33 +21,38 @@ void tile(const GemmF32Args& g, int m, int block) {
       const __m256 w0 = _mm256_loadu_ps(b), w1 = _mm256_loadu_ps(b + 8);
 #pragma GCC unroll 6
       for (int i = 0; i < MR; ++i) {
-        const __m256 x = _mm256_set1_ps(a[i][k]);
+        const __m256 x = _mm256_broadcast_ss(a[i] + k);
         acc[i][0] = _mm256_fmadd_ps(x, w0, acc[i][0]);
         acc[i][1] = _mm256_fmadd_ps(x, w1, acc[i][1]);
       }
     }
   }
-  const int column = 16 * block, left = g.n - column < 16 ? g.n - column : 16;
+  const int column = 16 * block, left = g.n - column;
+#pragma GCC unroll 6
   for (int i = 0; i < MR; ++i) {
-    alignas(32) float y[16];
-    if (g.bias) {
-      acc[i][0] = _mm256_add_ps(acc[i][0], _mm256_loadu_ps(g.bias + g.n0 + column));
-      acc[i][1] = _mm256_add_ps(acc[i][1], _mm256_loadu_ps(g.bias + g.n0 + column + 8));
-    }
-    _mm256_store_ps(y, acc[i][0]);
-    _mm256_store_ps(y + 8, acc[i][1]);
-    std::memcpy(g.c + g.c_offset[m + i] + column, y, 4 * left);
+    const int64_t at = g.c_offset[m + i] + column;
+    store_real(g.tail, acc[i][0], m + i, column, left, g.c, at);
+    store_real(g.tail, acc[i][1], m + i, column + 8, left - 8, g.c, at + 8);
+  }
+}
+
+using Tile = void (*)(const GemmF32Args&, int, int);
+
+template <int... I>
+void rows_of(const GemmF32Args& g, int block, std::integer_sequence<int, I...>) {
+  static constexpr Tile tiles[] = {tile<I + 1>...};
+  constexpr int most = int(sizeof...(I));
+  for (int m = 0, pieces = (g.m + most - 1) / most; pieces > 0; --pieces) {
+    const int rows = (g.m - m + pieces - 1) / pieces;
+    tiles[rows - 1](g, m, block);
+    m += rows;
   }
 }
 
 }  // namespace
 
 void gemm_f32(const GemmF32Args& g) {
-  for (int block = 0; block * 16 < g.n; ++block) {
-    int m = 0;
-    for (; m + 6 <= g.m; m += 6) tile<6>(g, m, block);
-    for (; m < g.m; ++m) tile<1>(g, m, block);
-  }
+  for (int block = 0; block * 16 < g.n; ++block) rows_of(g, block, std::make_integer_sequence<int, 6>());
 }
 
 }  // namespace pw::avx2

@@ -1,5 +1,5 @@
 // Float products; the order of the sum is the kernel's own.
-#include "ops/scalar.h"
+#include "ops/real.h"
 
 namespace pw::scalar {
 
@@ -12,7 +12,7 @@ void gemm_f32(const GemmF32Args& g) {
         const float* a = g.a + g.row_offset[m] + g.seg_offset[s];
         for (int k = 0; k < g.seg_len; ++k, b += 16) sum += a[k] * *b;
       }
-      g.c[g.c_offset[m] + n] = g.bias ? sum + g.bias[g.n0 + n] : sum;
+      store_real(g.tail, sum, m, n, g.c, g.c_offset[m] + n);
     }
 }
 

@@ -328,7 +328,9 @@ def test_any_program_stays_a_program_and_a_second_run_changes_nothing(lines, new
     else:
         assert "\r" not in result.code
     shifted = rewrite(f"import os{newline}{code}").notes
-    assert [(n.line - 1, n.now - 1, n.what) for n in shifted] == [(n.line, n.now, n.what) for n in result.notes]
+    assert [(n.line - 1, n.now - 1, n.what) for n in shifted] == [
+        (n.line, n.now, n.what) for n in result.notes
+    ]
 
 
 class Thing:
@@ -388,7 +390,12 @@ class World:
     def run(self, code):
         """What was called with what, and the error that ended it."""
         names = {n: Thing(self, n) for n in ("m", "a", "x", "use")}
-        inside = {"__import__": self.bring, "__build_class__": builtins.__build_class__, "__name__": "w", **names}
+        inside = {
+            "__import__": self.bring,
+            "__build_class__": builtins.__build_class__,
+            "__name__": "w",
+            **names,
+        }
         try:
             exec(compile(code, "program", "exec"), {"__builtins__": inside})
         except Exception as error:

@@ -11,7 +11,9 @@ pytest.importorskip("libcst")
 import pennyweight as pw
 from pennyweight.compat.migrate import rewrite
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"
+)
 
 EAGER = """
 class Small({nn}.Module):

@@ -1,0 +1,354 @@
+// Float convolutions and linear layers: one packed product, or one filter per channel.
+#include <algorithm>
+#include <cstring>
+
+#include "engine/steps/geometry.h"
+#include "engine/steps/real_tail.h"
+
+namespace pw {
+
+void weights_to_f32(const Constant& c, std::vector<float>& out);
+void decode_rows(const Plan& plan, int codes, int scale, int zero, int bits, int64_t n, std::vector<float>& out);
+
+namespace {
+
+int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+Packed pack_floats(const float* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride) {
+  Packed p;
+  p.block = k * 16;
+  const int64_t blocks = (n + 15) / 16;
+  p.codes = Buffer(blocks * p.block * 4);
+  float* out = p.codes.as<float>();
+  std::memset(out, 0, size_t(blocks * p.block * 4));
+  for (int64_t column = 0; column < n; ++column)
+    for (int64_t i = 0; i < k; ++i) out[column / 16 * p.block + i * 16 + column % 16] = w[column * n_stride + i * k_stride];
+  return p;
+}
+
+// Weights of a float convolution or linear layer: stored as floats, or decoded from codes at load.
+std::vector<float> float_weights(const Plan& plan, int value) {
+  std::vector<float> out;
+  const int producer = plan.values[value].producer;
+  if (plan.is_constant(value)) {
+    weights_to_f32(plan.constant(value), out);
+  } else if (producer >= 0 && plan.ops[producer].kind == "decode") {
+    const OpNode& d = plan.ops[producer];
+    const int64_t rows = plan.values[value].dims[0], n = rows ? plan.values[value].count() / rows : 0;
+    decode_rows(plan, d.in[0], d.in[1], d.input(2), int(d.integer("bits")), n, out);
+  } else {
+    fail("a float product's weight must be stored with the model");
+  }
+  return out;
+}
+
+// Weights in a kernel's form, kept with the model where they are stored as they are.
+template <class Make>
+std::shared_ptr<const Packed> packed_weights(Plan& plan, int value, const std::string& what, Make make) {
+  const Value& w = plan.values[value];
+  if (w.kind != PW_CONSTANT) return std::make_shared<const Packed>(make());
+  return plan.model->packed(what + ":" + std::to_string(w.index), make);
+}
+
+std::vector<float> bias_of(const Plan& plan, const OpNode& op, int64_t n) {
+  if (op.input(2) < 0) return {};
+  std::vector<float> bias = columns_f32(plan, op.in[2], n);
+  bias.resize(bias.size() + 16);  // blocks of a group that begins within one
+  return bias;
+}
+
+void describe(Step& s, const Plan& plan, const OpNode& op, const FloatTail& t, int x, const KernelRow* kernel) {
+  s.ops = t.ops;
+  s.site = op.site;
+  s.kernel = kernel->symbol;
+  s.reads = {x, t.addend};
+  s.writes = {t.result};
+  for (int v : {x, op.in[1], t.addend, t.result})
+    if (v >= 0) s.bytes += plan.values[v].count() * dtype_size(plan.values[v].dtype);
+}
+
+constexpr int64_t kCached = 1 << 19;  // bytes of activations that stay in the second cache while the weights pass
+
+struct FloatGemmStep : Step {
+  GemmF32Fn fn;
+  std::vector<std::shared_ptr<const Packed>> packed;  // per group of channels
+  FloatTail tail;
+  int x;
+  // rows in nested loops: image, three spatial axes; all in elements
+  int64_t count[4] = {1, 1, 1, 1}, x_step[4] = {}, y_step[4] = {}, r_step[4] = {};
+  int64_t x_base = 0, group_channels = 0;
+  int64_t rows = 0, n = 0, column_chunk = 0, row_chunk = 0, row_tasks = 1, column_tasks = 1;
+  std::vector<int64_t> segments;
+  int seg_len = 0;
+
+  void run(const Run& r, int task, int) const override {
+    const int64_t row_task = task % row_tasks, column_task = task / row_tasks % column_tasks;
+    const int64_t group = task / row_tasks / column_tasks;
+    const int64_t n0 = column_task * column_chunk, n1 = std::min(n, n0 + column_chunk);
+    const int64_t m0 = row_task * row_chunk, m1 = std::min(rows, m0 + row_chunk);
+    constexpr int kRows = 224;
+    int64_t x_at[kRows], y_at[kRows], r_at[kRows];
+    const Packed& w = *packed[size_t(group)];
+    const int64_t column = group * n + n0, size = tail.out_bf16 ? 2 : 4;
+    GemmF32Args g;
+    g.a = r.at<float>(x) + x_base + group * group_channels;
+    g.segments = int(segments.size());
+    g.seg_offset = segments.data();
+    g.seg_len = seg_len;
+    g.b = w.codes.as<float>() + n0 / 16 * w.block;
+    g.b_block = w.block;
+    g.n = int(n1 - n0);
+    g.c = r.at<char>(tail.result) + column * size;
+    g.row_offset = x_at;
+    g.c_offset = y_at;
+    g.tail = tail.at(r, column);
+    g.tail.r_offset = r_at;
+    for (int64_t m = m0; m < m1; m += kRows) {
+      const int64_t k = std::min<int64_t>(kRows, m1 - m);
+      offsets(m, k, x_at, y_at, r_at);
+      g.m = int(k);
+      fn(g);
+      if (!tail.after) continue;
+      for (int64_t i = 0; i < k; ++i) {
+        float* row = static_cast<float*>(g.c) + y_at[i];
+        tail.after({row, row, n1 - n0, tail.p, tail.q});
+      }
+    }
+  }
+
+  void offsets(int64_t first, int64_t k, int64_t* x_at, int64_t* y_at, int64_t* r_at) const {
+    int64_t index[4], rest = first;
+    for (int a = 3; a >= 0; --a) {
+      index[a] = rest % count[a];
+      rest /= count[a];
+    }
+    for (int64_t i = 0; i < k;) {
+      int64_t xo = 0, yo = 0, ro = 0;
+      for (int a = 0; a < 3; ++a) {
+        xo += index[a] * x_step[a];
+        yo += index[a] * y_step[a];
+        ro += index[a] * r_step[a];
+      }
+      for (; index[3] < count[3] && i < k; ++index[3], ++i) {
+        x_at[i] = xo + index[3] * x_step[3];
+        y_at[i] = yo + index[3] * y_step[3];
+        r_at[i] = ro + index[3] * r_step[3];
+      }
+      if (index[3] < count[3]) continue;
+      index[3] = 0;
+      for (int a = 2; a >= 0; --a) {
+        if (++index[a] < count[a]) break;
+        index[a] = 0;
+      }
+    }
+  }
+};
+
+// Splits rows and columns among tasks: whichever reads less, in pieces that leave room to balance. `row_bytes`: of new
+// activations a row.
+void share(FloatGemmStep& s, int threads, int64_t k, int64_t row_bytes) {
+  s.row_chunk = s.rows;
+  s.column_chunk = s.n;
+  const int64_t work = s.rows * s.n * k, groups = int64_t(s.packed.size());
+  const int64_t cached = std::max<int64_t>(56, kCached / std::max<int64_t>(row_bytes, 1) / 14 * 14);
+  if (threads > 1 && work > 100000 && groups < 2 * threads) {
+    const bool by_columns = s.n * k > s.rows * row_bytes / 4 && s.n >= 32 * threads;
+    const int64_t pieces = work > 4000000 ? threads * 4 : threads;
+    if (by_columns) s.column_chunk = padded((s.n + pieces - 1) / pieces, 32);
+    else if (s.rows >= 14 * threads) s.row_chunk = padded((s.rows + pieces - 1) / pieces, 14);
+  }
+  s.row_chunk = std::min(s.row_chunk, cached);
+  s.row_tasks = (s.rows + s.row_chunk - 1) / s.row_chunk;
+  s.column_tasks = (s.n + s.column_chunk - 1) / s.column_chunk;
+  s.tasks = int(groups * s.row_tasks * s.column_tasks);
+}
+
+struct FloatDepthwiseStep : Step {
+  DepthwiseF32Fn fn;
+  std::shared_ptr<const Packed> packed;
+  FloatTail tail;
+  int x;
+  Geometry g;
+  Steps4 xs, ys, rs;
+  int64_t x_base, rows_per_task;
+
+  void run(const Run& r, int task, int) const override {
+    DepthwiseF32Args d;
+    d.tap_row = xs.axis[1] * g.dilation[1];
+    d.tap_pixel = xs.axis[2] * g.dilation[2];
+    d.kernel_h = int(g.kernel[1]);
+    d.kernel_w = int(g.kernel[2]);
+    d.w = packed->codes.as<float>();
+    d.channels = int(g.in_channels);
+    d.width = int(g.out[2]);
+    d.x_pixel = xs.axis[2] * g.stride[2];
+    d.y_pixel = ys.axis[2];
+    const int64_t size = tail.out_bf16 ? 2 : 4;
+    d.tail = tail.at(r, 0);
+    std::vector<int64_t> r_at(size_t(g.out[2]));
+    d.tail.r_offset = r_at.data();
+    const int64_t rows = g.batch * g.out[1];
+    for (int64_t row = task * rows_per_task; row < std::min(rows, (task + 1) * rows_per_task); ++row) {
+      const int64_t image = row / g.out[1], oy = row % g.out[1];
+      d.x = r.at<float>(x) + x_base + image * xs.image + oy * g.stride[1] * xs.axis[1];
+      d.y = r.at<char>(tail.result) + (image * ys.image + oy * ys.axis[1]) * size;
+      for (int64_t i = 0; i < g.out[2]; ++i) r_at[size_t(i)] = image * rs.image + oy * rs.axis[1] + i * rs.axis[2];
+      fn(d);
+      if (!tail.after) continue;
+      for (int64_t i = 0; i < g.out[2]; ++i) {
+        float* pixel = static_cast<float*>(d.y) + i * d.y_pixel;
+        tail.after({pixel, pixel, g.in_channels, tail.p, tail.q});
+      }
+    }
+  }
+};
+
+Packed pack_depthwise(const float* w, int64_t channels, int64_t kernel) {
+  Packed p;
+  p.block = kernel * 16;
+  const int64_t blocks = (channels + 15) / 16;
+  p.codes = Buffer(blocks * p.block * 4);
+  float* out = p.codes.as<float>();
+  std::memset(out, 0, size_t(blocks * p.block * 4));
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t k = 0; k < kernel; ++k) out[c / 16 * p.block + k * 16 + c % 16] = w[c * kernel + k];
+  return p;
+}
+
+void build_depthwise(Builder& b, const OpNode& op, FloatTail tail, const Geometry& g, int x) {
+  Plan& plan = b.plan;
+  auto step = std::make_unique<FloatDepthwiseStep>();
+  const int64_t kernel = g.kernel[1] * g.kernel[2];
+  step->packed = packed_weights(plan, op.in[1], "depthwise_f32", [&] {
+    return pack_depthwise(float_weights(plan, op.in[1]).data(), g.in_channels, kernel);
+  });
+  step->fn = plan.kernels->depthwise_f32;
+  step->x = x;
+  step->g = g;
+  step->xs = steps_of(plan.values[x]);
+  step->ys = steps_of(plan.values[tail.result]);
+  step->rs = tail.addend >= 0 ? steps_of(plan.values[tail.addend]) : Steps4{};
+  step->x_base = -(g.begin[1] * step->xs.axis[1] + g.begin[2] * step->xs.axis[2]);
+  const int64_t rows = g.batch * g.out[1];
+  step->macs = g.rows() * g.in_channels * kernel;
+  const int64_t pieces = plan.threads > 1 && step->macs > 50000 ? std::min<int64_t>(rows, plan.threads * 4) : 1;
+  step->rows_per_task = (rows + pieces - 1) / pieces;
+  step->tasks = int((rows + step->rows_per_task - 1) / step->rows_per_task);
+  describe(*step, plan, op, tail, x, plan.kernels->row[k_depthwise_f32]);
+  step->tail = std::move(tail);
+  b.add(std::move(step));
+}
+
+}  // namespace
+
+void build_conv_f32(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode op = plan.ops[number];
+  if (plan.values[op.out[0]].count() == 0) return;
+  const Geometry g = geometry_of(plan, op);
+  const int dims = plan.values[op.in[0]].rank() - 2;
+  std::vector<int64_t> begin(size_t(dims + 2), 0), end(size_t(dims + 2), 0);
+  for (int i = 0; i < dims; ++i) {
+    begin[size_t(1 + i)] = g.begin[3 - dims + i];
+    end[size_t(1 + i)] = g.end[3 - dims + i];
+  }
+  FloatTail tail = make_float_tail(b, number);
+  tail.bias = bias_of(plan, op, g.out_channels);
+  const int x = b.readable(op.in[0], begin, end, 0);
+  const bool depthwise = g.groups == g.in_channels && g.groups == g.out_channels && g.groups > 1 && dims <= 2;
+  if (depthwise) return build_depthwise(b, op, std::move(tail), g, x);
+
+  const Steps4 xs = steps_of(plan.values[x]), ys = steps_of(plan.values[tail.result]);
+  const Steps4 rs = tail.addend >= 0 ? steps_of(plan.values[tail.addend]) : Steps4{};
+  const int64_t channels = g.in_channels / g.groups, columns = g.out_channels / g.groups;
+  const int64_t kernel = g.kernel[0] * g.kernel[1] * g.kernel[2];
+  // taps beside each other whose channels follow each other are one segment
+  const bool joined = g.groups == 1 && g.dilation[2] == 1 && xs.axis[2] == channels;
+  auto step = std::make_unique<FloatGemmStep>();
+  for (int64_t kd = 0; kd < g.kernel[0]; ++kd)
+    for (int64_t ky = 0; ky < g.kernel[1]; ++ky)
+      for (int64_t kx = 0; kx < (joined ? 1 : g.kernel[2]); ++kx)
+        step->segments.push_back(kd * g.dilation[0] * xs.axis[0] + ky * g.dilation[1] * xs.axis[1] +
+                                 kx * g.dilation[2] * xs.axis[2]);
+  step->seg_len = int((joined ? g.kernel[2] : 1) * channels);
+  for (int64_t group = 0; group < g.groups; ++group)
+    step->packed.push_back(packed_weights(plan, op.in[1], "conv_f32:" + std::to_string(group), [&] {
+      // the weight [O, C, *kernel] with the taps outside of the channels, as rows are read
+      const std::vector<float> w = float_weights(plan, op.in[1]);
+      std::vector<float> taps(size_t(columns * kernel * channels));
+      const float* from = w.data() + group * columns * channels * kernel;
+      for (int64_t o = 0; o < columns; ++o)
+        for (int64_t c = 0; c < channels; ++c)
+          for (int64_t k = 0; k < kernel; ++k)
+            taps[size_t((o * kernel + k) * channels + c)] = from[(o * channels + c) * kernel + k];
+      return pack_floats(taps.data(), columns, kernel * channels, kernel * channels, 1);
+    }));
+  step->fn = plan.kernels->gemm_f32;
+  step->x = x;
+  step->n = columns;
+  step->group_channels = channels;
+  step->count[0] = g.batch;
+  step->x_step[0] = xs.image;
+  step->y_step[0] = ys.image;
+  step->r_step[0] = rs.image;
+  for (int a = 0; a < 3; ++a) {
+    step->count[a + 1] = g.out[a];
+    step->x_step[a + 1] = g.stride[a] * xs.axis[a];
+    step->y_step[a + 1] = ys.axis[a];
+    step->r_step[a + 1] = rs.axis[a];
+    step->x_base -= g.begin[a] * xs.axis[a];
+  }
+  step->rows = g.rows();
+  share(*step, plan.threads, kernel * channels, channels * 4 * g.stride[1] * g.stride[2]);
+  describe(*step, plan, op, tail, x, plan.kernels->row[k_gemm_f32]);
+  step->macs = step->rows * g.out_channels * kernel * channels;
+  step->tail = std::move(tail);
+  b.add(std::move(step));
+}
+
+void build_linear_f32(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode op = plan.ops[number];
+  const int64_t n = plan.values[op.in[1]].dims[0], k = plan.values[op.in[1]].dims[1];
+  const int64_t rows = k ? plan.values[op.in[0]].count() / k : 0;
+  if (rows == 0 || n == 0) return;
+  FloatTail tail = make_float_tail(b, number);
+  tail.bias = bias_of(plan, op, n);
+  const Value& y = plan.values[tail.result];
+  const Value& addend = plan.values[tail.addend < 0 ? tail.result : tail.addend];
+  require(plan.values[op.in[0]].dense(), "a linear layer reads dense rows");
+  auto step = std::make_unique<FloatGemmStep>();
+  step->packed = {packed_weights(plan, op.in[1], "linear_f32", [&] {
+    return pack_floats(float_weights(plan, op.in[1]).data(), n, k, k, 1);
+  })};
+  step->fn = plan.kernels->gemm_f32;
+  step->x = op.in[0];
+  step->segments = {0};
+  step->seg_len = int(k);
+  step->n = n;
+  step->rows = rows;
+  if (y.dense() && addend.dense()) {
+    step->count[3] = rows;
+    step->x_step[3] = k;
+    step->y_step[3] = step->r_step[3] = n;
+  } else {  // padding around the result, or what is added: walk the axes
+    const int outer = y.rank() - 1;
+    require(outer <= 4, "a linear result of this rank must be dense");
+    int64_t x_step = k;
+    for (int a = 0; a < outer; ++a) {
+      const size_t axis = size_t(outer - 1 - a);
+      step->count[3 - a] = y.dims[axis];
+      step->x_step[3 - a] = x_step;
+      step->y_step[3 - a] = y.strides[axis];
+      step->r_step[3 - a] = addend.strides[axis];
+      x_step *= y.dims[axis];
+    }
+  }
+  share(*step, plan.threads, k, k * 4);
+  describe(*step, plan, op, tail, op.in[0], plan.kernels->row[k_gemm_f32]);
+  step->macs = rows * n * k;
+  step->tail = std::move(tail);
+  b.add(std::move(step));
+}
+
+}  // namespace pw

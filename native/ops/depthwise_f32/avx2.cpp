@@ -1,0 +1,55 @@
+// One filter per channel, in floats: 8 channels of up to 8 neighbouring results in registers.
+#if defined(__AVX2__)
+#include <utility>
+
+#include "ops/real256.h"
+
+namespace pw::avx2 {
+namespace {
+
+template <int P>
+void pixels(const DepthwiseF32Args& d, int first, int channel) {
+  const int left = d.channels - channel;
+  const float* w = d.w + int64_t(channel / 16) * d.kernel_h * d.kernel_w * 16 + channel % 16;
+  __m256 acc[P];
+#pragma GCC unroll 8
+  for (int i = 0; i < P; ++i) acc[i] = _mm256_setzero_ps();
+  const float* x = d.x + first * d.x_pixel + channel;
+  for (int ky = 0; ky < d.kernel_h; ++ky)
+    for (int kx = 0; kx < d.kernel_w; ++kx, w += 16) {
+      const __m256 tap = _mm256_loadu_ps(w);
+      const float* from = x + ky * d.tap_row + kx * d.tap_pixel;
+      if (left >= 8) {
+#pragma GCC unroll 8
+        for (int i = 0; i < P; ++i) acc[i] = _mm256_fmadd_ps(_mm256_loadu_ps(from + i * d.x_pixel), tap, acc[i]);
+      } else {
+#pragma GCC unroll 8
+        for (int i = 0; i < P; ++i) acc[i] = _mm256_fmadd_ps(load_real(from, i * d.x_pixel, false, left), tap, acc[i]);
+      }
+    }
+#pragma GCC unroll 8
+  for (int i = 0; i < P; ++i)
+    store_real(d.tail, acc[i], first + i, channel, left, d.y, (first + i) * d.y_pixel + channel);
+}
+
+using Pixels = void (*)(const DepthwiseF32Args&, int, int);
+
+template <int... I>
+void row(const DepthwiseF32Args& d, std::integer_sequence<int, I...>) {
+  static constexpr Pixels some[] = {pixels<I + 1>...};
+  constexpr int most = int(sizeof...(I));
+  for (int channel = 0; channel < d.channels; channel += 8)
+    for (int i = 0, pieces = (d.width + most - 1) / most; pieces > 0; --pieces) {
+      const int count = (d.width - i + pieces - 1) / pieces;
+      some[count - 1](d, i, channel);
+      i += count;
+    }
+}
+
+}  // namespace
+
+void depthwise_f32(const DepthwiseF32Args& d) { row(d, std::make_integer_sequence<int, 8>()); }
+
+}  // namespace pw::avx2
+
+#endif  // __AVX2__

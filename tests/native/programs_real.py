@@ -1,0 +1,114 @@
+"""Float products with all that may follow them, at sizes that divide nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+from cases import F32, Case
+
+from pennyweight.program.ir import Program
+
+TAILS = ("", "add", "clip", "add clip", "gelu", "added silu", "clip add")
+
+
+def real(case, *shape):
+    """A stored tensor whose products stay near 1."""
+    return case.constant((case.rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(F32))
+
+
+def follow(case, y, shape, tail):
+    """What comes after a product; "added": it is the second operand of the sum."""
+    for step in tail.split():
+        if step in ("add", "added"):
+            other = case.floats(*shape, scale=1)
+            y = case.op("binary", [y, other] if step == "add" else [other, y], fn="add")
+        elif step == "clip":
+            y = case.op("unary", [y], fn="clip", p=-0.5, q=float("inf"))
+        else:
+            y = case.op("unary", [y], fn=step, p=0.0, q=0.0)
+    return y
+
+
+def linears() -> Iterator[tuple[Case, Program]]:
+    sizes = [
+        (1, 1, 1),
+        (1, 64, 40),
+        (2, 100, 7),
+        (3, 15, 64),
+        (5, 17, 3),
+        (6, 130, 33),
+        (13, 16, 20),
+        (14, 33, 9),
+    ]
+    sizes += [(15, 48, 5), (27, 31, 12), (29, 65, 77), (64, 96, 64), (230, 40, 30), (3, 260, 300)]
+    for (m, n, k), tail in zip(sizes, itertools.cycle(TAILS)):
+        case = Case(f"real linear {m} {n} {k} {tail}")
+        bias = case.constant(case.rng.standard_normal(n).astype(F32)) if k % 3 else ""
+        y = case.op("linear_f32", [case.floats(m, k, scale=1), real(case, n, k), bias])
+        yield case, case.program(follow(case, y, (m, n), tail))
+    case = Case("real linear before a padded convolution")
+    y = case.op("linear_f32", [case.floats(2, 5, 6, 7, scale=1), real(case, 20, 7)])
+    y = follow(case, y, (2, 5, 6, 20), "add clip")
+    attrs = {"stride": [1, 1], "pads": [1, 2, 1, 0], "dilation": [1, 1], "groups": 1}
+    yield case, case.program(case.op("conv_f32", [y, real(case, 9, 20, 3, 3)], **attrs))
+
+
+def conv(case, x, shape, out, kernel, stride=1, dilation=1, groups=1, pad=1):
+    """A convolution of square windows and its result's shape."""
+    dims = len(shape) - 2
+    attrs = {
+        "stride": [stride] * dims, "pads": [pad] * (2 * dims), "dilation": [dilation] * dims, "groups": groups,
+    }  # fmt: skip
+    y = case.op(
+        "conv_f32",
+        [x, real(case, out, shape[-1] // groups, *[kernel] * dims), case.constant(case.rng.standard_normal(out).astype(F32))],
+        **attrs,
+    )  # fmt: skip
+    return y, (
+        shape[0],
+        *((n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for n in shape[1:-1]),
+        out,
+    )
+
+
+def convolutions() -> Iterator[tuple[Case, Program]]:
+    plain = [
+        ((1, 9, 8, 3), 16, {"kernel": 7, "stride": 2, "pad": 3}),
+        ((2, 6, 7, 20), 33, {"kernel": 3}),
+        ((1, 9, 9, 32), 40, {"kernel": 3, "stride": 2}),
+        ((1, 12, 11, 5), 6, {"kernel": 3, "dilation": 2}),
+        ((1, 8, 8, 24), 36, {"kernel": 3, "groups": 3}),
+        ((3, 5, 5, 17), 64, {"kernel": 1, "pad": 0}),
+        ((1, 16, 16, 24), 48, {"kernel": 3}),
+        ((2, 30, 8), 12, {"kernel": 5, "pad": 2}),
+        ((1, 4, 5, 6, 4), 18, {"kernel": 3}),
+    ]
+    depthwise = [
+        ((1, 7, 9, 3), 3, {"kernel": 3}),
+        ((2, 9, 20, 16), 16, {"kernel": 3, "stride": 2}),
+        ((1, 14, 14, 24), 24, {"kernel": 5, "pad": 2}),
+        ((1, 17, 33, 40), 40, {"kernel": 3, "dilation": 2, "pad": 2}),
+        ((2, 25, 10), 10, {"kernel": 3}),
+    ]
+    for (shape, out, how), tail in zip(plain + depthwise * 2, itertools.cycle(TAILS)):
+        groups = shape[-1] if shape[-1] == out and (shape, out, how) in depthwise else how.get("groups", 1)
+        case = Case(f"real convolution {shape} {out} {how} {tail}")
+        y, found = conv(case, case.floats(*shape, scale=1), shape, out, **{**how, "groups": groups})
+        yield case, case.program(follow(case, y, found, tail))
+    case = Case("real residual block")
+    shape = (1, 8, 8, 24)
+    x = case.floats(*shape, scale=1)
+    first, shape = conv(case, x, shape, 32, 3)
+    first = follow(case, first, shape, "clip")
+    second, _ = conv(case, first, shape, 32, 3)
+    total = follow(case, case.op("binary", [second, first], fn="add"), shape, "clip")
+    last, _ = conv(case, total, shape, 32, 3, groups=32)
+    yield case, case.program(case.op("binary", [last, total], fn="add"), last)
+
+
+def reals() -> Iterator[tuple[Case, Program]]:
+    """All of them."""
+    yield from linears()
+    yield from convolutions()
