@@ -75,9 +75,14 @@ class Model {
     return slot;
   }
   int64_t packed_bytes() const { return bytes_; }
+  // Memory for a run of any plan: the smallest idle block that is large enough, else a new one in place of an idle one,
+  // so that there are never more blocks than there were runs at once.
+  Buffer borrow(int64_t bytes);
+  void give_back(Buffer buffer);
 
  private:
-  std::mutex mutex_;
+  std::mutex mutex_, idle_mutex_;
+  std::vector<Buffer> idle_;
   std::map<std::string, std::shared_ptr<Packed>> cache_;
   std::atomic<int64_t> bytes_{0};
 };
@@ -164,8 +169,6 @@ struct Plan {
   std::vector<std::unique_ptr<Step>> steps;
   int64_t arena_bytes = 0, scratch_bytes = 0;
   Pool* pool = nullptr;
-  std::mutex mutex;
-  std::vector<Buffer> idle;  // arenas between runs
 
   const Constant& constant(int value) const;
   bool is_constant(int value) const { return values[value].kind == PW_CONSTANT; }

@@ -19,27 +19,15 @@ void call(void* context, int task, int thread) {
   job.step->run(*job.run, task, thread);
 }
 
-class Arena {  // borrowed from the plan for one run
+class Arena {  // borrowed from the model for one run
  public:
-  explicit Arena(Plan& plan) : plan_(plan) {
-    {
-      std::lock_guard<std::mutex> lock(plan.mutex);
-      if (!plan.idle.empty()) {
-        buffer_ = std::move(plan.idle.back());
-        plan.idle.pop_back();
-        return;
-      }
-    }
-    buffer_ = Buffer(plan.arena_bytes + plan.threads * plan.scratch_bytes + kBeyond);
-  }
-  ~Arena() {
-    std::lock_guard<std::mutex> lock(plan_.mutex);
-    plan_.idle.push_back(std::move(buffer_));
-  }
+  explicit Arena(const Plan& plan)
+      : model_(*plan.model), buffer_(model_.borrow(plan.arena_bytes + plan.threads * plan.scratch_bytes + kBeyond)) {}
+  ~Arena() { model_.give_back(std::move(buffer_)); }
   char* data() const { return buffer_.as<char>(); }
 
  private:
-  Plan& plan_;
+  Model& model_;
   Buffer buffer_;
 };
 
@@ -64,6 +52,32 @@ class Lease {  // of the pool; a run that does not get it works alone
 };
 
 }  // namespace
+
+Buffer Model::borrow(int64_t bytes) {
+  Buffer found;
+  {
+    std::lock_guard<std::mutex> lock(idle_mutex_);
+    auto best = idle_.end();
+    for (auto it = idle_.begin(); it != idle_.end(); ++it)
+      if (it->bytes() >= bytes && (best == idle_.end() || it->bytes() <= best->bytes())) best = it;
+    if (best == idle_.end() && !idle_.empty()) best = idle_.end() - 1;  // too small: to be replaced
+    if (best != idle_.end()) {
+      std::swap(*best, idle_.back());
+      found = std::move(idle_.back());
+      idle_.pop_back();
+    }
+  }
+  if (!found.as<char>() || found.bytes() < bytes) {
+    found = Buffer();  // before the new one is made
+    found = Buffer(bytes);
+  }
+  return found;
+}
+
+void Model::give_back(Buffer buffer) {
+  std::lock_guard<std::mutex> lock(idle_mutex_);
+  idle_.push_back(std::move(buffer));
+}
 
 void run_plan(Plan& plan, const void* const* inputs, void* const* outputs, int64_t* ns) {
   Arena arena(plan);
