@@ -67,7 +67,7 @@ using GemmFn = void (*)(const GemmArgs&);
 
 // ---- depthwise convolution ---------------------------------------------------------------------------------------
 
-// One row of results of a depthwise convolution, channels last.
+// Rows of results of a depthwise convolution, channels last. Elements of y where they are not said to be bytes.
 // Packed weights: for each block of 64 channels, for each quad of kernel rows, for each kernel column: 256 bytes, four
 // rows' weights per channel, channels in the order of `depthwise_order`.
 struct DepthwiseArgs {
@@ -79,13 +79,27 @@ struct DepthwiseArgs {
   const int8_t* w = nullptr;
   int channels = 0;
   int width = 0;                   // result columns
+  int rows = 1;                    // result rows
+  int64_t result_row = 0;          // bytes between the first input rows of neighbouring result rows
   uint8_t* y = nullptr;
-  int64_t y_pixel = 0;
+  int64_t y_pixel = 0, y_row = 0;
   const Epilogue* epilogue = nullptr;  // kU8 or kI32 or kF32
   const uint8_t* residual = nullptr;
-  int64_t r_pixel = 0;
+  int64_t r_pixel = 0, r_row = 0;
+
+  // One of the rows by itself.
+  DepthwiseArgs row(int i) const;
 };
 using DepthwiseFn = void (*)(const DepthwiseArgs&);
+
+inline DepthwiseArgs DepthwiseArgs::row(int i) const {
+  DepthwiseArgs d = *this;
+  d.x += i * result_row;
+  d.y += i * y_row * (epilogue->out == Out::kU8 ? 1 : 4);
+  if (residual) d.residual += i * r_row;
+  d.rows = 1;
+  return d;
+}
 
 // ---- training --------------------------------------------------------------------------------------------------
 

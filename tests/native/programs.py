@@ -46,6 +46,8 @@ def follow(case, acc, shape, k, tail):
     q = case.op("requant", [acc, case.multiplier(1 if tail == "one" else n, k)], **CODES)
     if tail == "table":
         return case.op("table", [q, case.constant(case.rng.integers(0, 256, 256, dtype=np.uint8))])
+    if tail == "whole":  # all codes, zero point 0: saturation clamps
+        return case.op("requant", [acc, case.multiplier(n, k)], zero=0, lo=0, hi=255)
     if tail == "clamped":
         return case.op("requant", [acc, case.multiplier(n, k)], zero=128, lo=100, hi=180)
     return q
@@ -69,6 +71,9 @@ def linears() -> Iterator[tuple[Case, Program]]:
         yield linear_case(m, n, k, tail=tail)
     for tail in ("requant", "residual", "table", "rescale", "acc", "addend", "clamped", "one"):
         yield linear_case(37, 70, 45, tail=tail)
+    # every width of a strip of columns, whole, half and odd; more rows than one pass over a strip, and a rest
+    for n, tail in itertools.product((8, 16, 24, 30, 32, 40, 48, 56, 64, 96, 104), ("whole", "residual")):
+        yield linear_case(75, n, 20, tail=tail)
     for zero in (0, 255):
         yield linear_case(19, 66, 100, zero=zero, bias=False)
     yield linear_case(9, 40, 1000, extreme=True)
@@ -128,6 +133,14 @@ def convs() -> Iterator[tuple[Case, Program]]:
         pads = [k // 2 for k in kernel] * 2
         yield conv_case(
             (2, 11, 12, channels), channels, kernel, stride=stride, pads=pads, groups=channels, tail=tail
+        )
+    for channels, stride, (h, w), tail in [
+        (16, 1, (4, 4), "whole"), (32, 1, (5, 2), "whole"), (64, 1, (3, 1), "whole"), (16, 2, (9, 13), "requant"),
+        (96, 2, (9, 9), "whole"), (144, 1, (6, 7), "whole"), (144, 2, (8, 8), "requant"), (96, 1, (5, 10), "requant"),
+        (32, 2, (7, 5), "whole"), (192, 1, (1, 3), "whole"), (80, (2, 1), (7, 6), "whole"), (64, (1, 2), (4, 9), "whole"),
+    ]:  # fmt: skip
+        yield conv_case(
+            (1, h, w, channels), channels, (3, 3), stride=stride, pads=1, groups=channels, tail=tail
         )
     yield conv_case((1, 9, 13, 33), 33, (3, 3), dilation=2, pads=2, groups=33)
     yield conv_case((1, 7, 30), 30, (3,), pads=1, groups=30)

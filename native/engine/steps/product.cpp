@@ -185,9 +185,11 @@ std::string layout_key(int constant, const char* what, std::initializer_list<int
 }
 
 // Depthwise filters of few channels: neighbouring pixels stand in for further channels, `pixels` of them at a time.
-int64_t pixels_together(const Geometry& g, const Steps4& xs, const Steps4& ys) {
+int64_t pixels_together(const Geometry& g, const Steps4& xs, const Steps4& ys, bool wide) {
   const bool packed_pixels = xs.axis[2] == g.in_channels && ys.axis[2] == g.in_channels;
-  if (!packed_pixels || g.stride[2] != 1 || g.dilation[2] != 1 || g.in_channels > 32 || 64 % g.in_channels) return 1;
+  // (kernels with wide vectors do that by themselves for 3 x 3 windows of 16 or 32 channels)
+  const bool own = wide && g.kernel[1] == 3 && g.kernel[2] == 3 && g.in_channels % 16 == 0 && g.out[2] > 3;
+  if (own || !packed_pixels || g.stride[2] != 1 || g.dilation[2] != 1 || g.in_channels > 32 || 64 % g.in_channels) return 1;
   int64_t n = 64 / g.in_channels;
   while (n > 1 && g.out[2] % n) n /= 2;
   return n;
@@ -219,9 +221,13 @@ struct DepthwiseStep : Step {
     d.y_pixel = ys.axis[2] * pixels;
     d.r_pixel = rs.axis[2] * pixels;
     d.epilogue = &e;
-    const int64_t rows = g.batch * g.out[1];
-    for (int64_t row = task * rows_per_task; row < std::min(rows, (task + 1) * rows_per_task); ++row) {
+    d.result_row = g.stride[1] * xs.axis[1];
+    d.y_row = ys.axis[1];
+    d.r_row = rs.axis[1];
+    const int64_t end = std::min(g.batch * g.out[1], (task + 1) * rows_per_task);
+    for (int64_t row = task * rows_per_task; row < end; row += d.rows) {
       const int64_t image = row / g.out[1], oy = row % g.out[1];
+      d.rows = int(std::min(end - row, g.out[1] - oy));
       d.x = r.at<uint8_t>(x) + x_base + image * xs.image + oy * g.stride[1] * xs.axis[1];
       d.y = r.at<uint8_t>(tail.result) + (image * ys.image + oy * ys.axis[1]) * size;
       d.residual = e.residual ? e.residual + image * rs.image + oy * rs.axis[1] : nullptr;
@@ -268,7 +274,7 @@ void build_depthwise(Builder& b, const OpNode& op, Tail tail, const Geometry& g,
   const int8_t* w = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
   const Steps4 xs = steps_of(plan.values[x]), ys = steps_of(plan.values[tail.result]);
   const Steps4 rs = tail.residual >= 0 ? steps_of(plan.values[tail.residual]) : ys;
-  const int64_t pixels = rs.axis[2] == ys.axis[2] ? pixels_together(g, xs, ys) : 1;
+  const int64_t pixels = rs.axis[2] == ys.axis[2] ? pixels_together(g, xs, ys, plan.kernels->isa >= kAvx512) : 1;
   step->packed = plan.model->packed(layout_key(weights, ":depthwise", {pixels}), [&] { return pack_depthwise(w, g, pixels); });
   fold_zero(plan, tail, op, step->packed->colsum, g.in_channels, g.kernel[1] * g.kernel[2]);
   tail.bias = in_depthwise_order(tail.bias, g.in_channels, pixels);

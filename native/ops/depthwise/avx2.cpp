@@ -62,12 +62,16 @@ void result(const DepthwiseArgs& d, const int8_t* w, int channel, int x) {
   }
 }
 
-}  // namespace
-
-void depthwise(const DepthwiseArgs& d) {
+void result_row(const DepthwiseArgs& d) {
   const int64_t w_block = int64_t((d.kernel_h + 3) / 4) * d.kernel_w * 256;
   for (int channel = 0; channel < d.channels; channel += 32)
     for (int x = 0; x < d.width; ++x) result(d, d.w + channel / 64 * w_block, channel, x);
+}
+
+}  // namespace
+
+void depthwise(const DepthwiseArgs& d) {
+  for (int i = 0; i < d.rows; ++i) result_row(d.row(i));
 }
 
 }  // namespace pw::avx2

@@ -4,7 +4,9 @@
 
 namespace pw::scalar {
 
-void depthwise(const DepthwiseArgs& d) {
+namespace {
+
+void result_row(const DepthwiseArgs& d) {
   const int quads = (d.kernel_h + 3) / 4;
   for (int x = 0; x < d.width; ++x)
     for (int c = 0; c < d.channels; ++c) {
@@ -19,6 +21,12 @@ void depthwise(const DepthwiseArgs& d) {
       const uint8_t* r = d.residual ? d.residual + x * d.r_pixel + c : nullptr;
       store_one(*d.epilogue, acc, place, 0, r, nullptr, d.y, x * d.y_pixel + c);
     }
+}
+
+}  // namespace
+
+void depthwise(const DepthwiseArgs& d) {
+  for (int i = 0; i < d.rows; ++i) result_row(d.row(i));
 }
 
 }  // namespace pw::scalar
