@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define PW_API __attribute__((visibility("default")))
-#define PW_ABI 1
+#define PW_ABI 2
 
 typedef struct pw_model pw_model;
 typedef struct pw_plan pw_plan;
@@ -78,15 +78,23 @@ typedef struct {
   const char* site;   /* of its main op */
   const char* kernel; /* symbol of the kernel that runs */
   int64_t macs;       /* multiply-adds */
-  int64_t bytes;      /* read and written */
+  int64_t bytes;      /* of all tensors read and written, each once */
   int tasks;          /* how many pieces threads share */
 } pw_step_info;
 PW_API int pw_plan_steps(const pw_plan*);
 PW_API int pw_plan_step(const pw_plan*, int step, pw_step_info* out);
-/* As pw_plan_run; nanoseconds of each step. */
+/* As pw_plan_run; ns[0 .. steps - 1]: nanoseconds of each step, ns[steps]: of the run around them (memory and threads
+ * borrowed and given back). */
 PW_API int pw_plan_profile(pw_plan*, const void* const* inputs, void* const* outputs, int64_t* ns);
 PW_API int64_t pw_plan_arena_bytes(const pw_plan*);
 PW_API int64_t pw_model_packed_bytes(const pw_model*);
+
+/* What this machine can do, on registers alone and from memory: for rooflines. Both run for about `seconds`, on that many
+ * threads, and return the best rate of some ten parts; negative where the instruction set is not supported.
+ * Multiply-adds a second with the instructions that the int8 (kind 0) or float32 (kind 1) products of an instruction set
+ * are made of; bytes a second read, by each thread from a buffer of `bytes` of its own. */
+PW_API double pw_measure_macs(int isa, int kind, int threads, double seconds);
+PW_API double pw_measure_reads(int isa, int64_t bytes, int threads, double seconds);
 
 /* Rounding in training: x [rows, cols] of PW_F32 or PW_BF16, one scale (positive) and zero point (or NULL) per row.
  * y = (clamp(rint(x * r) + z, lo, hi) - z) * s, r = 1 / s. */

@@ -58,6 +58,9 @@ struct Slot;
   void interleave(const InterleaveArgs&);                 \
   void fake_quantize(const FakeArgs&);                    \
   void fake_gradient(const FakeArgs&);                    \
+  int64_t peak_i8(int64_t);                               \
+  int64_t peak_f32(int64_t);                              \
+  void read(const void*, int64_t);                        \
   }
 PW_DECLARE(scalar)
 PW_DECLARE(avx2)

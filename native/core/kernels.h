@@ -399,6 +399,11 @@ struct InterleaveArgs {  // y[i * planes + p] = x[p][i]
 };
 using InterleaveFn = void (*)(const InterleaveArgs&);
 
+// Peaks: independent multiply-adds on registers, `repeats` rounds of them; how many they were.
+using PeakFn = int64_t (*)(int64_t repeats);
+// Reads all bytes, a multiple of 512.
+using ReadFn = void (*)(const void* data, int64_t bytes);
+
 // ---- the table -----------------------------------------------------------------------------------------------------
 
 enum Op : int {

@@ -204,6 +204,28 @@ int pw_plan_step(const pw_plan* p, int step, pw_step_info* out) {
   return 0;
 }
 
+double pw_measure_macs(int isa, int kind, int threads, double seconds) {
+  double found = -1;
+  guarded([&] {
+    require(isa_supported(isa), "this machine does not support the instruction set asked for");
+    require(threads >= 1 && threads <= 256, "a number of threads out of range");
+    found = measure_macs(isa, kind, threads, seconds);
+    return 0;
+  });
+  return found;
+}
+
+double pw_measure_reads(int isa, int64_t bytes, int threads, double seconds) {
+  double found = -1;
+  guarded([&] {
+    require(isa_supported(isa), "this machine does not support the instruction set asked for");
+    require(threads >= 1 && threads <= 256, "a number of threads out of range");
+    found = measure_reads(isa, bytes, threads, seconds);
+    return 0;
+  });
+  return found;
+}
+
 int64_t pw_plan_arena_bytes(const pw_plan* p) {
   return p->plan.arena_bytes + p->plan.threads * p->plan.scratch_bytes;
 }

@@ -64,7 +64,21 @@ const Entry kBuilders[] = {
 
 }  // namespace
 
+namespace {
+
+// Bytes of the tensors that a step reads and writes, each once.
+int64_t traffic(const Plan& plan, const Step& step) {
+  int64_t total = 0;
+  for (const auto* list : {&step.reads, &step.writes})
+    for (int v : std::set<int>(list->begin(), list->end()))
+      if (v >= 0) total += plan.values[v].count() * dtype_size(plan.values[v].dtype);
+  return total;
+}
+
+}  // namespace
+
 void Builder::add(std::unique_ptr<Step> step) {
+  if (!step->bytes) step->bytes = traffic(plan, *step);
   for (int v : step->writes) {
     const int root = plan.values[v].root;
     if (!plan.values[root].halo_begin.empty() && filled_.insert(root).second)
@@ -109,7 +123,10 @@ void build_steps(Plan& plan) {
       if (plan.ops[op].kind == e.kind) found = &e;
     if (!found) fail("op " + plan.ops[op].kind + " is unknown to the engine");
     try {
+      const size_t before = plan.steps.size();
       found->build(b, op);
+      for (size_t s = before; s < plan.steps.size(); ++s)  // copies and padding made on its behalf
+        if (plan.steps[s]->site.empty()) plan.steps[s]->site = plan.ops[op].site;
     } catch (const std::exception& e) {
       fail(plan.ops[op].kind + " at " + plan.ops[op].site + ": " + e.what());
     }

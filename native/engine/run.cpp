@@ -79,25 +79,43 @@ void Model::give_back(Buffer buffer) {
   idle_.push_back(std::move(buffer));
 }
 
-void run_plan(Plan& plan, const void* const* inputs, void* const* outputs, int64_t* ns) {
+namespace {
+
+int64_t since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count();
+}
+
+template <bool timed>
+void run_steps(Plan& plan, const Run& r, int64_t* ns) {
+  Lease lease(*plan.pool);
+  for (size_t s = 0; s < plan.steps.size(); ++s) {
+    std::chrono::steady_clock::time_point start;
+    if (timed) start = std::chrono::steady_clock::now();
+    lease.run(*plan.steps[s], r);
+    if (timed) ns[s] = since(start);
+    if (const char* what = r.error.load(std::memory_order_relaxed)) fail(plan.steps[s]->site + ": " + what);
+  }
+}
+
+void run_in_arena(Plan& plan, const void* const* inputs, void* const* outputs, int64_t* ns) {
   Arena arena(plan);
   Run r;
   r.plan = &plan;
   r.arena = arena.data();
   r.inputs = inputs;
   r.outputs = outputs;
-  Lease lease(*plan.pool);
-  using clock = std::chrono::steady_clock;
-  auto before = clock::now();
-  for (size_t s = 0; s < plan.steps.size(); ++s) {
-    lease.run(*plan.steps[s], r);
-    if (const char* what = r.error.load(std::memory_order_relaxed)) fail(plan.steps[s]->site + ": " + what);
-    if (ns) {
-      const auto now = clock::now();
-      ns[s] = std::chrono::duration_cast<std::chrono::nanoseconds>(now - before).count();
-      before = now;
-    }
-  }
+  ns ? run_steps<true>(plan, r, ns) : run_steps<false>(plan, r, nullptr);
+}
+
+}  // namespace
+
+void run_plan(Plan& plan, const void* const* inputs, void* const* outputs, int64_t* ns) {
+  if (!ns) return run_in_arena(plan, inputs, outputs, nullptr);
+  const auto start = std::chrono::steady_clock::now();
+  run_in_arena(plan, inputs, outputs, ns);
+  int64_t around = since(start);
+  for (size_t s = 0; s < plan.steps.size(); ++s) around -= ns[s];
+  ns[plan.steps.size()] = around;
 }
 
 }  // namespace pw

@@ -24,6 +24,7 @@ _PLACES = {
         ("quantize", "prepare", "calibrate", "convert", "record", "state", "journal"), "pipeline"
     ),
     **dict.fromkeys(("save", "load", "difference"), "storage"),
+    **dict.fromkeys(("profile",), "profiling"),
     **dict.fromkeys(("Recipe", "chain", "presets"), "recipe"),
     **dict.fromkeys(("Rule", "Plan", "Site"), "plan"),
     **dict.fromkeys(("QTensor", "QParams"), "qtensor"),
@@ -34,6 +35,7 @@ _PLACES = {
     "interpret": "program.interpret",
     "PennyweightError": "errors",
     "Session": "runtime.session",
+    "Profile": "runtime.profile",
 }
 _MODULES = ("errors", "runtime", "exporters", "training", "compat")
 
@@ -43,20 +45,22 @@ if TYPE_CHECKING:
     from pennyweight.journal import Journal
     from pennyweight.pipeline import calibrate, convert, journal, prepare, quantize, record, state
     from pennyweight.plan import Plan, Rule, Site
+    from pennyweight.profiling import profile
     from pennyweight.program.interpret import interpret
     from pennyweight.program.ir import Program
     from pennyweight.program.lower import lower
     from pennyweight.qtensor import QParams, QTensor
     from pennyweight.recipe import Recipe, chain, presets
+    from pennyweight.runtime.profile import Profile
     from pennyweight.runtime.session import Session
     from pennyweight.spec import QuantSpec
     from pennyweight.storage import difference, load, save
 
 __all__ = [
-    "Journal", "PennyweightError", "Plan", "Program", "QParams", "QTensor", "QuantSpec", "Recipe", "Rule",
-    "Session", "Site", "calibrate", "chain", "compat", "convert", "difference", "errors", "exporters",
-    "interpret", "journal", "load", "lower", "prepare", "presets", "quantize", "record", "runtime", "save",
-    "state", "training",
+    "Journal", "PennyweightError", "Plan", "Profile", "Program", "QParams", "QTensor", "QuantSpec",
+    "Recipe", "Rule", "Session", "Site", "calibrate", "chain", "compat", "convert", "difference", "errors",
+    "exporters", "interpret", "journal", "load", "lower", "prepare", "presets", "profile", "quantize",
+    "record", "runtime", "save", "state", "training",
 ]  # fmt: skip
 
 

@@ -116,6 +116,19 @@ def test_doctor(run, run_json):
     assert "backend" in out
 
 
+def test_doctor_measures_and_remembers(run, run_json, folder, monkeypatch):
+    monkeypatch.setenv("PENNYWEIGHT_CACHE", str(folder / "cache"))
+    assert "not measured" in run_json("doctor")["peaks"]["note"]
+    measured = run_json("doctor", "--calibrate", "--seconds", 0.01)["peaks"]
+    assert measured["values"]["macs"]["int8 scalar"]["1"] > 0
+    assert run_json("doctor")["peaks"] == measured
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "int8 scalar products" in out
+    next((folder / "cache").iterdir()).write_text("{")
+    assert "calibrate" in run_json("doctor")["peaks"]["note"]
+
+
 def test_doctor_without_a_library(run_json, monkeypatch):
     from pennyweight.errors import KernelError
     from pennyweight.runtime import library
@@ -151,7 +164,11 @@ def test_bench_file_against_model(run, run_json, model_file):
         assert row["float_p50_ms"] > 0
         assert row["speedup"] > 0
         assert row["per_second"] == pytest.approx(row["batch"] / row["p50_ms"] * 1e3)
-    assert {step["batch"] for step in result["steps"]} == {1, 2}
+    assert {found["batch"] for found in result["layers"]} == {1, 2}
+    for found in result["layers"]:
+        assert found["float_wall_ns"] > 0
+        assert {"0", "5"} <= {layer["site"] for layer in found["layers"]}
+        assert all(layer["kernel"] and layer["ns"] > 0 for layer in found["layers"])
     assert result["load_ms"] > 0
     code, out, _ = run(*arguments, "--no-memory")
     assert code == 0

@@ -28,7 +28,9 @@ def command(
         float, typer.Option(min=0.05, help="To spend on each side of each line, at least.")
     ] = 1.0,
     limit: Limit = 128,
-    layers: Annotated[bool, typer.Option("--layers", help="Show the time of each step.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show the kernel, time, rate and verdict of each layer.")
+    ] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory in child processes.")] = True,
     backend: Backend = "auto",
     json: Json = False,
@@ -94,14 +96,14 @@ def measure(
     from pennyweight.runtime import load
 
     floats = _Float(reference) if reference else None
-    rows, steps = [], []
+    rows, profiles = [], []
     for count in counts:
         session = load(file, backend=backend, threads=count)
         for size in batches:
             inputs = floats.arrays(session, size) if floats else example_arrays(session, size)
             rows.append(_row(session, inputs, floats, size, count, seconds))
             if layers:
-                steps += [{"batch": size, "threads": count, **step} for step in session.profile(inputs)]
+                profiles.append((size, _profile(session, inputs, floats, size, seconds)))
     result: dict[str, Any] = {
         "file": str(file),
         "bytes": file.stat().st_size,
@@ -110,7 +112,8 @@ def measure(
         "note": session.note,
         "cpu": cpu_name(),
         "rows": rows,
-        "steps": steps,
+        "layers": [{"batch": size, **found.to_dict(), "table": found.rows()} for size, found in profiles],
+        "notes": {f"batch {size}, {found.threads} threads": found.summary() for size, found in profiles},
     }
     if floats:
         result["float_bytes"] = floats.nbytes
@@ -123,6 +126,18 @@ def measure(
             theirs = in_child("pennyweight.cli.memory", ["model", reference, str(batches[0]), str(counts[0])])
             result["float_peak_bytes"] = theirs["peak"]
     return result
+
+
+def _profile(session: Any, inputs: Any, floats: _Float | None, size: int, seconds: float) -> Any:
+    """The execution report at one batch size, against the float model if there is one."""
+    from pennyweight.runtime.peaks import stored
+    from pennyweight.runtime.profile import profile_session
+
+    if floats is None:
+        return profile_session(session, inputs, peaks=stored(), seconds=seconds)
+    from pennyweight.profiling import profile
+
+    return profile(session, floats.batch(size), against=floats.loaded.model, seconds=seconds)
 
 
 class _Float:
@@ -220,8 +235,8 @@ def tables(result: dict[str, Any]) -> dict[str, Any]:
         if "float_peak_bytes" in result:
             peak = f"{result['float_peak_bytes'] / 1e6:.0f} -> {peak}"
         facts.append({"": "peak memory", "value": peak})
-    steps = [
-        {**{k: v for k, v in step.items() if k != "ns"}, "us": step.get("ns", 0) / 1e3}
-        for step in result["steps"]
-    ]
-    return {"": facts, "latency, in turns": result["rows"], "steps": steps}
+    layers = {
+        f"layers, {what}: {text}": found["table"]
+        for (what, text), found in zip(result["notes"].items(), result["layers"], strict=True)
+    }
+    return {"": facts, "latency, in turns": result["rows"], **layers}

@@ -6,11 +6,13 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from pennyweight.cli.options import Json
-from pennyweight.cli.output import emit
-from pennyweight.errors import KernelError
+from pennyweight.cli.output import emit, note
+from pennyweight.errors import FormatError, KernelError
 
 FLAGS = (
     "sse4_1", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
@@ -19,15 +21,24 @@ FLAGS = (
 PACKAGES = ("numpy", "torch", "safetensors", "transformers", "onnx", "gguf", "scipy")
 
 
-def command(json: Json = False) -> None:
+def command(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine's peaks, and keep them for reports.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="To spend on each rate of --calibrate, about.")
+    ] = 0.3,
+    json: Json = False,
+) -> None:
     """Show what this machine has and what would run.
 
-    CPU features, instruction sets, the native library, versions.
+    CPU features, instruction sets, the native library, versions, and the peaks that --calibrate has measured.
     """
     import pennyweight
     from pennyweight.measure import cpu_name
 
     native = native_facts()
+    peaks = peaks_facts(seconds if calibrate else None)
     result: dict[str, Any] = {
         "pennyweight": pennyweight.__version__,
         "python": platform.python_version(),
@@ -36,6 +47,7 @@ def command(json: Json = False) -> None:
         "cores": os.cpu_count(),
         "features": cpu_flags(),
         "native": native,
+        "peaks": peaks,
         "packages": {name: _version(name) for name in PACKAGES},
         "environment": {
             k: v for k, v in os.environ.items() if k.startswith("PENNYWEIGHT_") or k == "OMP_NUM_THREADS"
@@ -50,6 +62,7 @@ def command(json: Json = False) -> None:
         {"": "features", "value": " ".join(cpu_flags()) or "unknown"},
         {"": "backend", "value": native["backend"]},
         {"": "library", "value": native["library"]},
+        {"": "peaks", "value": peaks["note"]},
         {"": "packages", "value": ", ".join(f"{k} {v}" for k, v in result["packages"].items() if v)},
         {"": "missing", "value": ", ".join(k for k, v in result["packages"].items() if not v) or "nothing"},
         {
@@ -57,7 +70,8 @@ def command(json: Json = False) -> None:
             "value": ", ".join(f"{k}={v}" for k, v in result["environment"].items()) or "nothing set",
         },
     ]
-    emit(result, {"": rows, "instruction sets": native["isas"]}, json)
+    tables = {"": rows, "instruction sets": native["isas"], "peaks, by number of threads": peaks["rows"]}
+    emit(result, tables, json)
 
 
 def _version(name: str) -> str:
@@ -75,6 +89,26 @@ def cpu_flags() -> list[str]:
             have = set(line.partition(":")[2].split())
             return [flag for flag in FLAGS if flag in have]
     return []
+
+
+def peaks_facts(seconds: float | None) -> dict[str, Any]:
+    """The stored peaks of this machine, measured first if `seconds` says how long.
+
+    Raises:
+        KernelError: if they are to be measured and there is no library.
+    """
+    from pennyweight.runtime import peaks
+
+    if seconds is not None:
+        note(f"measuring; take other work off this machine (written to {peaks.cache_file()})")
+        peaks.store(peaks.measure(seconds))
+    try:
+        found = peaks.stored()
+    except FormatError as error:
+        return {"note": " ".join(str(error).split()), "rows": [], "values": None}
+    if found is None:
+        return {"note": "not measured; run pennyweight doctor --calibrate", "rows": [], "values": None}
+    return {"note": str(peaks.cache_file()), "rows": found.rows(), "values": found.to_dict()}
 
 
 def native_facts() -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes as c
+import os
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +19,11 @@ from pennyweight.runtime import library as lib
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "u8": 3, "i8": 4, "u4": 5, "i32": 6, "i64": 7, "bool": 8}
 TEMPORARY, INPUT, CONSTANT = 0, 1, 3
 PLANS = 64  # sets of input sizes that an engine keeps ready
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Plan:
@@ -90,6 +97,8 @@ class Plan:
 
         Raises:
             InputError: if an index among the inputs is out of range.
+
+        With `ns`, c_int64 [steps + 1], each step is timed, and last what lies around them.
         """
         results = [np.empty(shape, dtype) for _, shape, dtype in self.outputs]
         given = (c.c_void_p * len(inputs))(*[a.ctypes.data for a in inputs])
@@ -102,11 +111,16 @@ class Plan:
             raise InputError(lib.last_error(self._library))
         return results
 
+    @property
+    def count(self) -> int:
+        """How many steps there are."""
+        return int(self._library.pw_plan_steps(self._handle))
+
     def steps(self) -> list[dict[str, Any]]:
         """What runs, in order: ops, site, kernel, multiply-adds, bytes, tasks."""
         info = lib.StepInfo()
         out = []
-        for i in range(self._library.pw_plan_steps(self._handle)):
+        for i in range(self.count):
             self._library.pw_plan_step(self._handle, i, c.byref(info))
             out.append(
                 {
@@ -164,7 +178,7 @@ class Engine:
     name = "native"
 
     def __init__(self, program: Program, *, threads: int = 0, isa: str = "") -> None:
-        self.program, self.threads = program, threads
+        self.program, self.threads = program, threads or cores()
         self.library = lib.load()
         names = lib.supported_isas()
         if isa and isa not in names:
@@ -210,14 +224,29 @@ class Engine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name. Inputs: contiguous arrays of the declared dtypes."""
-        plan = self.plan({n: inputs[n].shape for n in self.program.inputs})
+        plan = self._plan_of(inputs)
         results = plan.run([inputs[n] for n in self.program.inputs])
         return {n: r for (n, _, _), r in zip(plan.outputs, results, strict=True)}
 
+    def steps(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+        """What runs on inputs of these shapes, in order: op, site, kernel, macs, bytes, tasks."""
+        return self._plan_of(inputs).steps()
+
+    def timed(self, inputs: Mapping[str, Array]) -> tuple[list[int], int, int]:
+        """Run once: nanoseconds of each step, of the engine around them, and of the call."""
+        plan = self._plan_of(inputs)
+        arrays = [inputs[n] for n in self.program.inputs]
+        ns = (c.c_int64 * (plan.count + 1))()
+        before = time.perf_counter_ns()
+        plan.run(arrays, ns)
+        wall = time.perf_counter_ns() - before
+        *steps, around = ns
+        return steps, around, wall
+
     def profile(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
         """Run once; one row per step: op, site, kernel, ns, macs, bytes, tasks."""
-        plan = self.plan({n: inputs[n].shape for n in self.program.inputs})
-        steps = plan.steps()
-        ns = (c.c_int64 * max(len(steps), 1))()
-        plan.run([inputs[n] for n in self.program.inputs], ns)
-        return [{**step, "ns": int(t)} for step, t in zip(steps, ns, strict=False)]
+        times, _, _ = self.timed(inputs)
+        return [{**step, "ns": t} for step, t in zip(self.steps(inputs), times, strict=True)]
+
+    def _plan_of(self, inputs: Mapping[str, Array]) -> Plan:
+        return self.plan({n: inputs[n].shape for n in self.program.inputs})

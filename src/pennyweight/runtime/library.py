@@ -10,7 +10,7 @@ from typing import Any
 
 from pennyweight.errors import KernelError
 
-ABI = 1
+ABI = 2
 _NAME = "libpennyweight.so"
 
 
@@ -91,6 +91,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pw_plan_steps": (c.c_int, [_P]),
     "pw_plan_step": (c.c_int, [_P, c.c_int, c.POINTER(StepInfo)]),
     "pw_plan_arena_bytes": (c.c_int64, [_P]),
+    "pw_measure_macs": (c.c_double, [c.c_int, c.c_int, c.c_int, c.c_double]),
+    "pw_measure_reads": (c.c_double, [c.c_int, c.c_int64, c.c_int, c.c_double]),
     "pw_fake_quantize": (
         c.c_int,
         [c.c_int, _P, _P, c.c_int64, c.c_int64, _P, _P, c.c_float, c.c_float, c.c_int],

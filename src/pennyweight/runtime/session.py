@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Port:
 class Reference:
     """The numpy interpreter behind the engine's interface: slow, and the definition of what is right."""
 
-    name = "reference"
+    name, isa, threads = "reference", "numpy", 1
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -45,17 +46,27 @@ class Reference:
 
         return interpret(self.program, inputs)
 
-    def profile(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
-        """One row per op, in order: kernel, op, site, ns. Multiply-adds and bytes are not counted here."""
+    def steps(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+        """What runs, in order: op, site, kernel. Multiply-adds and bytes are not counted here."""
+        return [
+            {"op": op.kind, "site": op.site, "kernel": "numpy", "macs": 0, "bytes": 0, "tasks": 1}
+            for op in self.program
+        ]
+
+    def timed(self, inputs: Mapping[str, Array]) -> tuple[list[int], int, int]:
+        """Run once: nanoseconds of each op, of what is around them, and of the call."""
         from pennyweight.program.interpret import interpret
 
-        rows: list[dict[str, Any]] = []
-        interpret(
-            self.program,
-            inputs,
-            watch=lambda op, ns: rows.append({"op": op.kind, "site": op.site, "kernel": "numpy", "ns": ns}),
-        )
-        return rows
+        times: list[int] = []
+        before = time.perf_counter_ns()
+        interpret(self.program, inputs, watch=lambda op, ns: times.append(ns))
+        wall = time.perf_counter_ns() - before
+        return times, wall - sum(times), wall
+
+    def profile(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+        """One row per op, in order: op, site, kernel, ns."""
+        times, _, _ = self.timed(inputs)
+        return [{**step, "ns": t} for step, t in zip(self.steps(inputs), times, strict=True)]
 
 
 class Session:

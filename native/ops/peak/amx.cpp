@@ -1,0 +1,46 @@
+// Four accumulator tiles, as the products use them: 16 x 16 x 64 multiply-adds an instruction.
+#if defined(__AMX_INT8__)
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "core/kernels.h"
+
+namespace pw::amx {
+namespace {
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t colsb[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+}  // namespace
+
+int64_t peak_i8(int64_t repeats) {
+  alignas(64) int8_t codes[1024];
+  for (int i = 0; i < 1024; ++i) codes[i] = int8_t(i % 97 - 48);
+  const TileConfig config;
+  __asm__ volatile("" : : "r"(&config), "r"(codes) : "memory");  // the intrinsics do not say what they read
+  _tile_loadconfig(&config);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, codes, 64);
+  _tile_loadd(5, codes, 64);
+  _tile_loadd(6, codes, 64);
+  _tile_loadd(7, codes, 64);
+  for (int64_t r = 0; r < repeats; ++r) {
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+  _tile_release();
+  return repeats * 4 * 16 * 16 * 64;
+}
+
+}  // namespace pw::amx
+
+#endif  // __AMX_INT8__
