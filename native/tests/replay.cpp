@@ -174,7 +174,7 @@ class Plan {
     for (const Bytes& b : recording_.outputs) results.emplace_back(b.size());
     for (const Bytes& b : recording_.inputs) in.push_back(b.data());
     for (Bytes& b : results) out.push_back(b.data());
-    std::vector<int64_t> ns(static_cast<size_t>(pw_plan_steps(handle_)));
+    std::vector<int64_t> ns(static_cast<size_t>(pw_plan_steps(handle_)) + 1);
     const int code = profiled ? pw_plan_profile(handle_, in.data(), out.data(), ns.data())
                               : pw_plan_run(handle_, in.data(), out.data());
     require(code >= 0, recording_.name);
