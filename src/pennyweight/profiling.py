@@ -16,11 +16,6 @@ from torch.utils._pytree import tree_leaves
 
 from pennyweight.errors import InputError, LowerError, PennyweightError
 from pennyweight.graph.record import call
-from pennyweight.graph.record import record as record_graph
-from pennyweight.journal import Journal
-from pennyweight.nn.transformer import take_plain_paths
-from pennyweight.passes import Context
-from pennyweight.passes.fold_batch_norm import FoldBatchNorm
 from pennyweight.pipeline import clone, state
 from pennyweight.plan import LEAVES
 from pennyweight.program.ir import Program
@@ -100,19 +95,12 @@ def session_of(model: Runnable, example: Any, backend: str = "auto", threads: in
 
 
 def float_session(model: nn.Module | Program | Session, example: Any, like: Session) -> Session:
-    """The float model on the engine of another session, as fast as it is there: batch norms folded.
+    """The float model on the engine of another session, as fast as it is there: lowering folds its batch norms.
 
     Raises:
         LowerError: if it has no whole-graph form.
     """
-    if isinstance(model, nn.Module):
-        batch = tensors_of(example)
-        root = clone(model).eval()
-        take_plain_paths(root)
-        with torch.no_grad():
-            context = Context(root, record_graph(root, [batch], LEAVES), Journal())
-            FoldBatchNorm().run(context)
-        model = lower(context.model, batch)
+    model = clone(model) if isinstance(model, nn.Module) else model  # lowering puts it into eval mode
     return session_of(model, example, like.backend, like.engine.threads)
 
 
