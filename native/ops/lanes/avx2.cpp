@@ -9,6 +9,29 @@ namespace pw::avx2 {
 
 #include "ops/lanes/lanes.inl"
 
+void quantize(const QuantizeArgs& a) {
+  const V r = set1(a.r);
+  each(a.n, [&](int64_t i, int count) {
+    store_u8(a.y + i, count, codes(load(a.x + i, count, 0.0f) * r, a.zero, a.lo, a.hi));
+  });
+}
+
+void interleave(const InterleaveArgs& a) {
+  uint8_t* __restrict y = a.y;
+  const uint8_t *__restrict x0 = a.x[0], *__restrict x1 = a.x[1], *__restrict x2 = a.x[2], *__restrict x3 = a.x[3];
+  switch (a.planes) {
+    case 1: std::memcpy(y, x0, a.n); break;
+    case 2:
+      for (int64_t i = 0; i < a.n; ++i) y[2 * i] = x0[i], y[2 * i + 1] = x1[i];
+      break;
+    case 3:
+      for (int64_t i = 0; i < a.n; ++i) y[3 * i] = x0[i], y[3 * i + 1] = x1[i], y[3 * i + 2] = x2[i];
+      break;
+    default:
+      for (int64_t i = 0; i < a.n; ++i) y[4 * i] = x0[i], y[4 * i + 1] = x1[i], y[4 * i + 2] = x2[i], y[4 * i + 3] = x3[i];
+  }
+}
+
 void max_pool_u8(const PoolArgs& a) {
   int c = 0;
   for (; c + 32 <= a.n; c += 32) {

@@ -57,13 +57,6 @@ inline V load_step(const float* p, int64_t i, int count, int step) {
 
 }  // namespace
 
-void quantize(const QuantizeArgs& a) {
-  const V r = set1(a.r);
-  each(a.n, [&](int64_t i, int count) {
-    store_u8(a.y + i, count, codes(load(a.x + i, count, 0.0f) * r, a.zero, a.lo, a.hi));
-  });
-}
-
 void dequantize(const DequantizeArgs& a) {
   const V scale = set1(a.scale);
   const I zero = set1i(a.zero);
@@ -362,21 +355,5 @@ void pack(const PackArgs& a) {
     }
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(a.colsum + block * 16), s0);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(a.colsum + block * 16 + 8), s1);
-  }
-}
-
-void interleave(const InterleaveArgs& a) {
-  uint8_t* __restrict y = a.y;
-  const uint8_t *__restrict x0 = a.x[0], *__restrict x1 = a.x[1], *__restrict x2 = a.x[2], *__restrict x3 = a.x[3];
-  switch (a.planes) {
-    case 1: std::memcpy(y, x0, a.n); break;
-    case 2:
-      for (int64_t i = 0; i < a.n; ++i) y[2 * i] = x0[i], y[2 * i + 1] = x1[i];
-      break;
-    case 3:
-      for (int64_t i = 0; i < a.n; ++i) y[3 * i] = x0[i], y[3 * i + 1] = x1[i], y[3 * i + 2] = x2[i];
-      break;
-    default:
-      for (int64_t i = 0; i < a.n; ++i) y[4 * i] = x0[i], y[4 * i + 1] = x1[i], y[4 * i + 2] = x2[i], y[4 * i + 3] = x3[i];
   }
 }
