@@ -24,7 +24,8 @@ _PLACES = {
         ("quantize", "prepare", "calibrate", "convert", "record", "state", "journal"), "pipeline"
     ),
     **dict.fromkeys(("save", "load", "difference"), "storage"),
-    **dict.fromkeys(("profile",), "profiling"),
+    "compile": "compiled",
+    "profile": "profiling",
     **dict.fromkeys(("Recipe", "chain", "presets"), "recipe"),
     **dict.fromkeys(("Rule", "Plan", "Site"), "plan"),
     **dict.fromkeys(("QTensor", "QParams"), "qtensor"),
@@ -41,6 +42,7 @@ _MODULES = ("errors", "runtime", "exporters", "training", "compat")
 
 if TYPE_CHECKING:
     from pennyweight import compat, errors, exporters, runtime, training
+    from pennyweight.compiled import compile  # noqa: A004 (the name that torch gives it)
     from pennyweight.errors import PennyweightError
     from pennyweight.journal import Journal
     from pennyweight.pipeline import calibrate, convert, journal, prepare, quantize, record, state
@@ -58,9 +60,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Journal", "PennyweightError", "Plan", "Profile", "Program", "QParams", "QTensor", "QuantSpec",
-    "Recipe", "Rule", "Session", "Site", "calibrate", "chain", "compat", "convert", "difference", "errors",
-    "exporters", "interpret", "journal", "load", "lower", "prepare", "presets", "profile", "quantize",
-    "record", "runtime", "save", "state", "training",
+    "Recipe", "Rule", "Session", "Site", "calibrate", "chain", "compat", "compile", "convert", "difference",
+    "errors", "exporters", "interpret", "journal", "load", "lower", "prepare", "presets", "profile",
+    "quantize", "record", "runtime", "save", "state", "training",
 ]  # fmt: skip
 
 

@@ -88,6 +88,8 @@ def session_of(model: Runnable, example: Any, backend: str = "auto", threads: in
     """A session of whatever can be run."""
     if isinstance(model, Session):
         return model
+    if isinstance(found := getattr(model, "session", None), Session):  # a compiled module
+        return found
     if isinstance(model, str | os.PathLike):
         return load_session(Path(model), backend=backend, threads=threads)
     program = model if isinstance(model, Program) else lower(model.eval(), tensors_of(example))

@@ -70,6 +70,7 @@ def save(
             site=str(target),
             hint=nearest(target.suffix, known, "suffixes"),
         )
+    model = getattr(model, "uncompiled", model)
     program = model if isinstance(model, Program) else lowered(model, example)
     exporters[kind](program, target, compress=compress)
     return target

@@ -6,7 +6,9 @@ import ctypes as c
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from pennyweight.runtime import library as lib
 
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "u8": 3, "i8": 4, "u4": 5, "i32": 6, "i64": 7, "bool": 8}
 TEMPORARY, INPUT, CONSTANT = 0, 1, 3
-PLANS = 64  # sets of input sizes that an engine keeps ready
+PLANS = 64  # sets of input sizes that an engine keeps ready; a plan is small: memory and weights belong to the model
 
 
 def cores() -> int:
@@ -48,6 +50,9 @@ class Plan:
             self._check(self._library.pw_plan_output(self._handle, self._numbers[name], index))
         self._check(self._library.pw_plan_finish(self._handle))
         self.outputs = [(n, types[n].ints, numpy_dtype(types[n].dtype)) for n in program.outputs]
+        self.results = [(n, types[n].ints, types[n].dtype) for n in program.outputs]
+        self._given = c.c_void_p * len(program.inputs)
+        self._taken = c.c_void_p * len(program.outputs)
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -101,15 +106,18 @@ class Plan:
         With `ns`, c_int64 [steps + 1], each step is timed, and last what lies around them.
         """
         results = [np.empty(shape, dtype) for _, shape, dtype in self.outputs]
-        given = (c.c_void_p * len(inputs))(*[a.ctypes.data for a in inputs])
-        taken = (c.c_void_p * len(results))(*[a.ctypes.data for a in results])
+        self.call([a.ctypes.data for a in inputs], [a.ctypes.data for a in results], ns)
+        return results
+
+    def call(self, inputs: list[int], outputs: list[int], ns: Any = None) -> None:
+        """As `run`, from and to memory at these addresses: dense, of the planned sizes, kept alive by the caller."""
+        given, taken = self._given(*inputs), self._taken(*outputs)
         if ns is None:
             code = self._library.pw_plan_run(self._handle, given, taken)
         else:
             code = self._library.pw_plan_profile(self._handle, given, taken, ns)
         if code < 0:
             raise InputError(lib.last_error(self._library))
-        return results
 
     @property
     def count(self) -> int:
@@ -170,6 +178,7 @@ class Engine:
         program: a verified program.
         threads: of a run; 0 for one per core.
         isa: instruction set to use; "" for the default (`PENNYWEIGHT_ISA`, or the strongest).
+        plans: how many sets of input sizes to keep planned; the least recently used goes first.
 
     Raises:
         KernelError: without the library, on an unknown instruction set, or if the engine cannot run the program.
@@ -177,7 +186,7 @@ class Engine:
 
     name = "native"
 
-    def __init__(self, program: Program, *, threads: int = 0, isa: str = "") -> None:
+    def __init__(self, program: Program, *, threads: int = 0, isa: str = "", plans: int = PLANS) -> None:
         self.program, self.threads = program, threads or cores()
         self.library = lib.load()
         names = lib.supported_isas()
@@ -200,26 +209,36 @@ class Engine:
             if code < 0:
                 raise KernelError(f"constant {name!r}: {lib.last_error(self.library)}")
             self.constant_numbers[name] = code
-        self._plans: dict[tuple[tuple[int, ...], ...], Plan] = {}  # least recently made first
+        self.most_plans, self.plans_made = plans, 0
+        self._plans: OrderedDict[tuple[tuple[int, ...], ...], Plan] = (
+            OrderedDict()
+        )  # least recently used first
         self._lock = threading.Lock()
 
     def __del__(self) -> None:
-        self._plans = {}
+        self._plans = OrderedDict()
         if getattr(self, "model", None):
             self.library.pw_model_free(self.model)
 
     def plan(self, shapes: Mapping[str, tuple[int, ...]]) -> Plan:
         """The plan for inputs of these shapes; made once."""
-        key = tuple(tuple(shapes[n]) for n in self.program.inputs)
-        found = self._plans.get(key)
-        if found is None:
-            symbols = self.program.bind(shapes)
-            with self._lock:
-                found = self._plans.get(key)
-                if found is None:
-                    found = self._plans[key] = Plan(self, symbols)
-                    if len(self._plans) > PLANS:
-                        del self._plans[next(iter(self._plans))]
+        return self.plan_for(tuple(tuple(shapes[n]) for n in self.program.inputs))
+
+    def plan_for(self, shapes: tuple[tuple[int, ...], ...]) -> Plan:
+        """As `plan`, the shapes in the order of the inputs. The least recently used plan makes room for a new one."""
+        found = self._plans.get(shapes)
+        if found is not None:
+            with suppress(KeyError):  # another thread may have thrown it out just now
+                self._plans.move_to_end(shapes)
+            return found
+        symbols = self.program.bind(dict(zip(self.program.inputs, shapes, strict=True)))
+        with self._lock:
+            found = self._plans.get(shapes)
+            if found is None:
+                found = self._plans[shapes] = Plan(self, symbols)
+                self.plans_made += 1
+                while len(self._plans) > self.most_plans:
+                    self._plans.popitem(last=False)
         return found
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -77,6 +77,7 @@ class Session:
         backend: "native" for the engine, "reference" for the numpy interpreter, "auto" for the engine where its
             library is there. `session.backend` says which one it became, `session.note` why.
         threads: of the engine; 0 for one per core.
+        plans: sets of input sizes that the engine keeps planned; the least recently used goes first.
 
     Raises:
         KernelError: if the engine is asked for and cannot be had, or cannot run this program.
@@ -85,14 +86,14 @@ class Session:
     >>> session.run(np.zeros((1, 1, 28, 28), np.float32))      # doctest: +SKIP
     """
 
-    def __init__(self, program: Program, *, backend: str = "auto", threads: int = 0) -> None:
+    def __init__(self, program: Program, *, backend: str = "auto", threads: int = 0, plans: int = 64) -> None:
         if backend not in BACKENDS:
             raise KernelError(f"there is no backend {backend!r}", hint=nearest(backend, BACKENDS, "backends"))
         self.program = program
         self.threads = threads
         self._ports = [(name, numpy_dtype(kind.dtype), kind) for name, kind in program.inputs.items()]
         self._fits: set[tuple[tuple[int, ...], ...]] = set()
-        self.backend, self.note, self.engine = _engine(program, backend, threads)
+        self.backend, self.note, self.engine = _engine(program, backend, threads, plans)
 
     # -- what it takes and gives --------------------------------------------------------------------------------
 
@@ -167,13 +168,21 @@ class Session:
                 )
             flags = array.flags
             arrays[name] = array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
-        shapes = tuple(a.shape for a in arrays.values())
-        if shapes not in self._fits:
-            self._check_sizes({n: a.shape for n, a in arrays.items()})
-            if len(self._fits) > 4096:
-                self._fits.clear()
-            self._fits.add(shapes)
+        self.check_shapes(tuple(a.shape for a in arrays.values()))
         return arrays
+
+    def check_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Check the sizes of inputs in order, once for each set of sizes.
+
+        Raises:
+            InputError: if the program cannot take them.
+        """
+        if shapes in self._fits:
+            return
+        self._check_sizes(dict(zip(self.program.inputs, map(tuple, shapes), strict=True)))
+        if len(self._fits) > 4096:
+            self._fits.clear()
+        self._fits.add(shapes)
 
     def _named(self, inputs: tuple[Any, ...]) -> Mapping[str, Any]:
         names = [name for name, _, _ in self._ports]
@@ -215,7 +224,7 @@ class Session:
         return None if tree is None else values[tree]
 
 
-def _engine(program: Program, backend: str, threads: int) -> tuple[str, str, Any]:
+def _engine(program: Program, backend: str, threads: int, plans: int) -> tuple[str, str, Any]:
     """The backend's name, why it was chosen, and the thing itself."""
     if backend == "reference":
         return "reference", "asked for", Reference(program)
@@ -230,7 +239,7 @@ def _engine(program: Program, backend: str, threads: int) -> tuple[str, str, Any
             raise
         return "reference", f"the native engine is not available: {why}", Reference(program)
     why = "asked for" if backend == "native" else "its library is there"
-    return "native", why, engine.Engine(widened(program), threads=threads)
+    return "native", why, engine.Engine(widened(program), threads=threads, plans=plans)
 
 
 def load(
