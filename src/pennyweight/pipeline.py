@@ -372,6 +372,7 @@ def quantize(
     recipe: str | Recipe = "int8",
     *,
     example: Any = None,
+    keep_slow_layers_float: bool = False,
     seed: int = 0,
     journal: Journal | None = None,
     progress: bool = True,
@@ -385,6 +386,9 @@ def quantize(
             an example, or `example`.
         recipe: name of a preset ("int8", "int8-dynamic", "int8-weight", ...) or a `Recipe`.
         example: the batch to record the model with; the first one of `batches` otherwise.
+        keep_slow_layers_float: measure the result layer by layer on this machine, keep those layers in float that float
+            does faster, and quantize again, as `keep_slow.without_slow_layers` says. Batches that can be read only once
+            are held in memory for it.
         seed: of everything random.
         journal: filled if given; `pw.journal(result)` has it in any case.
         progress: show bars.
@@ -395,7 +399,22 @@ def quantize(
     Raises:
         EmptyCalibration: if there is neither a batch nor an example.
         RecipeError, PlanError, GraphError, NonFinite: see there.
+        NothingQuantized: if all layers are to be kept in float because they are faster so.
     """
+    if keep_slow_layers_float:
+        from pennyweight.keep_slow import without_slow_layers
+
+        again = batches if batches is None or callable(batches) else _readable_again(batches)
+
+        def make(changed: Recipe) -> nn.Module:
+            return quantize(model, again, changed, example=example, seed=seed, progress=progress)
+
+        result = without_slow_layers(
+            model, Recipe.preset(recipe) if isinstance(recipe, str) else recipe, make
+        )
+        if journal is not None:
+            journal.events[:] = state(result).journal.events
+        return result
     log = Journal() if journal is None else journal
     source = batches() if callable(batches) else batches
     stream = iter(source if source is not None else ())
@@ -412,6 +431,10 @@ def quantize(
     if journal is not None:
         journal.events[:] = state(result).journal.events
     return result
+
+
+def _readable_again(batches: Iterable[Any]) -> Iterable[Any]:
+    return list(batches) if iter(batches) is batches else batches
 
 
 def _with_first(first: Any, rest: Iterator[Any]) -> Iterator[Any]:

@@ -170,3 +170,18 @@ def test_hugging_face_needs_the_extra(run, folder, monkeypatch):
     code, _, err = run("quantize", "hf", "-o", "out.dwt")
     assert code == 4
     assert "pip install 'pennyweight[llm]'" in err
+
+
+def test_slow_layers_are_measured(run_json, monkeypatch):
+    from pennyweight import keep_slow
+
+    rounds = iter([{"5": {"us": 2.0, "float_us": 1.0, "kernel": "scalar::gemm"}}, {}])
+    monkeypatch.setattr(keep_slow, "slow_layers", lambda *a: next(rounds))
+    monkeypatch.setattr(keep_slow, "speedup", lambda *a: 1.5)
+    result = run_json(
+        "quantize", "usernets:net", "--calib", "usernets:batches", "-o", "a.dwt", "--keep-slow-layers-float"
+    )
+    assert result["slow"] == [
+        {"site": "5", "us": 2.0, "float_us": 1.0, "kernel": "scalar::gemm", "kept": True}
+    ]
+    assert [row["site"] for row in result["kept"]] == ["5"]

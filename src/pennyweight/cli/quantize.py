@@ -25,6 +25,12 @@ def command(
     keep: Annotated[
         list[str] | None, typer.Option(help="Leave layers that match this glob in float. Repeatable.")
     ] = None,
+    keep_slow_layers_float: Annotated[
+        bool,
+        typer.Option(
+            "--keep-slow-layers-float", help="Measure, and leave layers in float that are faster so, here."
+        ),
+    ] = False,
     batch: Batch = 32,
     limit: Limit = 512,
     size: Annotated[int, typer.Option(min=0, help="Images: side of the square cut from the middle.")] = 0,
@@ -64,7 +70,14 @@ def command(
                 hint="Give it a few hundred inputs, or use --recipe int8-dynamic, which needs none.",
             )
     source = batches if batches is not None else [loaded.example]
-    quantized = pw.quantize(loaded.model, source, chosen, example=loaded.example, seed=seed)
+    quantized = pw.quantize(
+        loaded.model,
+        source,
+        chosen,
+        example=loaded.example,
+        keep_slow_layers_float=keep_slow_layers_float,
+        seed=seed,
+    )
     note(f"lowering and writing {out}")
     pw.save(quantized, out, compress=compress)
     result = summary(pw.journal(quantized), model, recipe, out, model_bytes(loaded.model))
@@ -83,6 +96,7 @@ def summary(log: Any, model: str, recipe: str, out: Path, float_bytes: int) -> d
         "smaller": float_bytes / out.stat().st_size,
         "sites": len(log.of("site")),
         "kept": log.rows("kept"),
+        "slow": log.rows("slow"),
         "notes": [event.data.get("text", "") for event in log.of("note")],
         "difference": lowered[-1].data if lowered else None,
     }
@@ -108,4 +122,4 @@ def tables(result: dict[str, Any]) -> dict[str, Any]:
             }
         )
     rows += [{"": "note", "value": text} for text in result["notes"]]
-    return {"": rows, "kept in float": result["kept"]}
+    return {"": rows, "kept in float": result["kept"], "slower than float, measured": result["slow"]}
