@@ -184,4 +184,5 @@ def test_slow_layers_are_measured(run_json, monkeypatch):
     assert result["slow"] == [
         {"site": "5", "us": 2.0, "float_us": 1.0, "kernel": "scalar::gemm", "kept": True}
     ]
-    assert [row["site"] for row in result["kept"]] == ["5"]
+    # with it the pool before it, which no integer operation reads then
+    assert result["kept"][0]["site"] == "5"
