@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from cases import CODES, F32, Case
 from programs_grouped import grouped
-from programs_movement import attentions, inexact, movements, normalisations, pools, recurrents
+from programs_movement import attentions, inexact, movements, normalisations, pools, recurrents, sums
 
 from pennyweight.program.ir import Program
 
@@ -315,6 +315,7 @@ EXACT = (
     normalisations,
     recurrents,
     movements,
+    sums,
 )
 
 __all__ = ["EXACT", "Case", "inexact"]

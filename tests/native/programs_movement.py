@@ -199,6 +199,25 @@ def movements() -> Iterator[tuple[Case, Program]]:
     )  # fmt: skip
 
 
+def sums() -> Iterator[tuple[Case, Program]]:
+    """Sums, means and products over float axes: last ones, middle ones, several apart, of one element and of none."""
+    pool = {"kernel": [3, 2], "stride": [2, 1], "pads": [1, 0, 1, 1]}
+    for shape in ((2, 7, 6, 8), (3, 1, 33, 1), (1, 40, 5, 130), (2, 3, 1, 1), (2, 0, 3, 4)):
+        case = Case(f"float sums {shape}")
+        x = case.floats(*shape)
+        outputs = []
+        if all(shape):
+            outputs = [case.op("avg_pool", [x], count_pads=flag, **pool) for flag in (True, False)]
+        axes = ([3], [2], [0], [1, 2], [2, 3], [1, 2, 3], [0, 1, 2, 3], [0, 2], [3, 1], [0, 1, 3])
+        outputs += [
+            case.op("reduce", [x], fn=fn, axes=ax, keepdims=len(ax) == 2)
+            for fn in ("sum", "mean", "prod", "max", "min")
+            for ax in axes
+            if all(shape) or fn in ("sum", "prod")
+        ]
+        yield case, case.program(*outputs)
+
+
 def inexact() -> Iterator[tuple[Case, Program]]:
     """Float products: sums in another order."""
     for m, n, k in ((1, 1, 1), (5, 17, 33), (13, 48, 100), (30, 7, 64)):
@@ -237,15 +256,8 @@ def inexact() -> Iterator[tuple[Case, Program]]:
     scale = case.constant((case.rng.uniform(0.5, 2, (8, 1)) / 100).astype(F32))
     stored = case.op("decode", [case.weight(8, 9), scale], bits=8, shape=[8, 1, 3, 3])
     c = case.op("conv_f32", [x, stored], **{**attrs, "groups": 8})
-    pool = {"kernel": [3, 2], "stride": [2, 1], "pads": [1, 0, 1, 1]}
-    pooled = [case.op("avg_pool", [x], count_pads=flag, **pool) for flag in (True, False)]
-    sums = [
-        case.op("reduce", [x], fn=fn, axes=axes, keepdims=False)
-        for fn in ("sum", "mean", "max")
-        for axes in ([1, 2], [3], [0, 2])
-    ]
     others = [
         case.op("unary", [case.op("unary", [x], fn="abs", p=0.0, q=0.0)], fn=fn, p=1.7, q=0.0)
         for fn in ("softplus", "mish", "log", "sin", "cos", "pow")
     ]
-    yield case, case.program(a, b, c, *pooled, *sums, *others)
+    yield case, case.program(a, b, c, *others)

@@ -72,7 +72,7 @@ struct ReduceStep : Step {
         if (fn == "max") total = first || v > total || v != v ? v : total;
         else if (fn == "min") total = first || v < total || v != v ? v : total;
         else if (fn == "prod") total = total * v;
-        else total = total + v;
+        else total = first ? v : total + v;
         first = false;
         for (int a = int(gone.size()) - 1; a >= 0; --a) {
           if (++inner[size_t(a)] < gone[size_t(a)]) break;
@@ -192,9 +192,11 @@ void build_reduce(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode& op = plan.ops[number];
   const Value& in = plan.values[op.in[0]];
-  const auto& axes = op.ints("axes");
+  std::vector<int64_t> axes = op.ints("axes");
+  std::sort(axes.begin(), axes.end());
   const std::string& name = op.text("fn");
-  bool run_of_axes = !axes.empty() && in.dense() && in.dtype == PW_F32 && (name == "sum" || name == "mean");
+  require(in.dense(), "reductions read dense tensors");
+  bool run_of_axes = !axes.empty() && in.dtype == PW_F32 && (name == "sum" || name == "mean");
   for (size_t i = 1; i < axes.size(); ++i) run_of_axes = run_of_axes && axes[i] == axes[i - 1] + 1;
   if (run_of_axes && in.count() > 0) {
     auto fast = std::make_unique<SumStep>();

@@ -86,9 +86,12 @@ class SumQ:
         return [np.asarray(v.sum(axis=tuple(a["axes"]), keepdims=a["keepdims"], dtype=np.int32))]
 
 
-@define("avg_pool", "kernel stride pads count_pads", exact=False)
+@define("avg_pool", "kernel stride pads count_pads")
 class AvgPool:
-    """Mean of each window; padding counts as zeros, or not at all. f32 [N, *space, C] -> f32 [N, *out, C]."""
+    """Mean of each window, taps added one after another, the last axis fastest; padding counts as zeros, or not at all.
+
+    f32 [N, *space, C] -> f32 [N, *out, C].
+    """
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
@@ -103,7 +106,9 @@ class AvgPool:
         one = [1] * (v.ndim - 2)
         view = windows(pad_space(v, a["pads"], 0.0), a["kernel"], a["stride"], one)
         axes = tuple(range(v.ndim, view.ndim))
-        total = view.sum(axis=axes)
+        total = np.zeros(view.shape[: v.ndim], np.float32)
+        for tap in np.ndindex(*a["kernel"]):
+            total = total + view[(..., *tap)]
         if a["count_pads"]:
             return [(total / np.float32(np.prod(a["kernel"]))).astype(np.float32)]
         ones = pad_space(np.ones((1, *v.shape[1:-1], 1), np.float32), a["pads"], 0.0)
