@@ -112,6 +112,16 @@ def per_block(x: Tensor, scale_shape: tuple[int, ...]) -> Tensor:
     return view.permute(order).reshape(*scale_shape, math.prod(view.shape[1::2]))
 
 
+def unblock(blocks: Tensor, scale_shape: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `per_block`: [*scale_shape, elements] to [*shape]."""
+    sizes = [n // b for n, b in zip(shape, scale_shape, strict=True)]
+    apart = blocks.reshape(*scale_shape, *sizes)
+    order = [
+        i for pair in zip(range(len(shape)), range(len(shape), 2 * len(shape)), strict=True) for i in pair
+    ]
+    return apart.permute(order).reshape(shape)
+
+
 def quantize(x: Tensor, spec: QuantSpec, params: QParams) -> QTensor:
     """Round `x` to the nearest codes under given scales: `code = encode(x * r, zero)`, `r = float32(1 / scale)`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from pennyweight.errors import UnrealisableSite
 from pennyweight.formats import grids
+from pennyweight.formats.codebook import Codebook
 from pennyweight.formats.integer import Integer
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.plan import LayerPlan
@@ -36,11 +38,8 @@ class IntegerWeight(nn.Module):
 
     def __init__(self, layer: LayerPlan, q: QTensor, shape: tuple[int, ...]) -> None:
         super().__init__()
+        q = in_multiples(q, layer.name)
         grid = grids[q.spec.grid]
-        if not isinstance(grid, Integer) or grid.bits > 8:
-            raise UnrealisableSite(
-                "converted weights are integers of at most 8 bits", site=layer.name, spec=str(q.spec)
-            )
         self.layer, self.shape = layer, tuple(shape)
         self.out_features, self.in_features = q.codes.shape
         self.mode: Literal["static", "dynamic", "grouped", "weight"] = "weight"
@@ -82,6 +81,27 @@ class IntegerWeight(nn.Module):
         weight = self.layer.weight
         inputs = ", ".join(str(s) for s in self.layer.inputs.values())
         return f"{self.mode}, weight={weight}, input={inputs or 'float'}, shape={self.shape}"
+
+
+def in_multiples(q: QTensor, site: str) -> QTensor:
+    """The same weight on a grid of integers: levels that are multiples of a unit become these multiples, `int8`.
+
+    Raises:
+        UnrealisableSite: if the levels are no multiples of one unit that fit a byte.
+    """
+    grid = grids[q.spec.grid]
+    if isinstance(grid, Integer) and grid.bits <= 8:
+        return q
+    if not isinstance(grid, Codebook) or grid.multiples is None:
+        raise UnrealisableSite(
+            "converted weights are integers of at most 8 bits, or levels that are multiples of one unit",
+            site=site,
+            spec=str(q.spec),
+            hint=f"Grids with such levels: {sorted(n for n, g in grids.items() if getattr(g, 'multiples', None))}.",
+        )
+    table = torch.tensor(grid.multiples, dtype=torch.int8, device=q.codes.device)
+    spec = replace(q.spec, grid="int8", scale="fp32")
+    return QTensor(table[q.codes.long()], q.scales() * grid.unit, None, spec)
 
 
 def unsigned_params(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
