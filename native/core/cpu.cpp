@@ -14,7 +14,7 @@
 namespace pw {
 namespace {
 
-const char* const kNames[kIsaCount] = {"scalar", "avx2", "avx512vnni", "amx"};
+const char* const kNames[kIsaCount] = {"scalar", "avx2", "avx512vnni", "avx512bf16", "amx"};
 
 #if defined(__x86_64__)
 unsigned long long xgetbv0() {
@@ -33,7 +33,7 @@ bool request_tiles() {
 }
 
 struct Features {
-  bool isa[kIsaCount] = {true, false, false, false};
+  bool isa[kIsaCount] = {true, false, false, false, false};
   Features() {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return;
@@ -45,13 +45,14 @@ struct Features {
     const bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
     const bool vbmi = c & (1u << 1), vnni = c & (1u << 11);
     isa[kAvx512] = isa[kAvx2] && f && dq && bw && vl && vbmi && vnni && (state & 0xe6) == 0xe6;
-    const bool tile = d & (1u << 24), int8 = d & (1u << 25);
-    isa[kAmx] = isa[kAvx512] && tile && int8 && (state & 0x60000) == 0x60000 && request_tiles();
+    const bool tile = d & (1u << 24), int8 = d & (1u << 25), tile_bf16 = d & (1u << 22);
+    isa[kAvx512Bf16] = isa[kAvx512] && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+    isa[kAmx] = isa[kAvx512Bf16] && tile && int8 && tile_bf16 && (state & 0x60000) == 0x60000 && request_tiles();
   }
 };
 #else
 struct Features {
-  bool isa[kIsaCount] = {true, false, false, false};
+  bool isa[kIsaCount] = {true, false, false, false, false};
 };
 #endif
 
@@ -67,6 +68,9 @@ const char* isa_name(int isa) { return isa >= 0 && isa < kIsaCount ? kNames[isa]
 bool isa_supported(int isa) {
 #if !defined(PW_HAVE_AMX)
   if (isa == kAmx) return false;
+#endif
+#if !defined(PW_HAVE_BF16)
+  if (isa == kAvx512Bf16) return false;
 #endif
   return isa >= 0 && isa < kIsaCount && features().isa[isa];
 }

@@ -3,7 +3,7 @@
 
 namespace pw {
 
-enum Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3, kIsaCount = 4 };
+enum Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kIsaCount = 5 };
 
 const char* isa_name(int isa);
 bool isa_supported(int isa);

@@ -51,6 +51,10 @@ struct Slot;
   void gru(const GruArgs&);                               \
   void gemm_f32(const GemmF32Args&);                      \
   void depthwise_f32(const DepthwiseF32Args&);            \
+  void gemm_bf16(const GemmBf16Args&);                    \
+  void to_bf16(const ConvertArgs&);                       \
+  void widen_bf16(const ConvertArgs&);                    \
+  void max_pool_bf16(const PoolArgs&);                    \
   void decode(const DecodeArgs&);                         \
   void gemm_codes(const GemmCodesArgs&);                  \
   void gemm_grouped(const GemmGroupedArgs&);              \
@@ -65,6 +69,7 @@ struct Slot;
 PW_DECLARE(scalar)
 PW_DECLARE(avx2)
 PW_DECLARE(avx512)
+PW_DECLARE(avx512bf16)
 PW_DECLARE(amx)
 #undef PW_DECLARE
 

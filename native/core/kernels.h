@@ -310,13 +310,41 @@ struct GemmF32Args {
 };
 using GemmF32Fn = void (*)(const GemmF32Args&);
 
+// Products of bf16 numbers, summed in floats. Packed weights: blocks of 16 columns; in a block, segment after segment,
+// pairs along K: [16 columns][2], an odd one out with a zero. Tiles take `step` numbers of K at a time, which divide a
+// segment; where nothing does, dense_len is the length of all segments joined and padded to the step, in the weights too.
+struct GemmBf16Args {
+  const uint16_t* a = nullptr;     // as in GemmF32Args
+  const int64_t* row_offset = nullptr;
+  int m = 0;
+  int segments = 1;
+  const int64_t* seg_offset = nullptr;
+  int seg_len = 0;
+  int step = 2, dense_len = 0;
+  const uint16_t* b = nullptr;
+  int64_t b_block = 0;             // numbers from one column block to the next
+  int n = 0;
+  void* c = nullptr;
+  const int64_t* c_offset = nullptr;
+  RealTail tail;
+};
+using GemmBf16Fn = void (*)(const GemmBf16Args&);
+
+struct ConvertArgs {  // between f32 and bf16
+  const void* x;
+  void* y;
+  int64_t n;
+};
+using ConvertFn = void (*)(const ConvertArgs&);
+
 // One row of results of a depthwise convolution in floats, channels last. All distances in elements.
 // Packed weights: for each block of 16 channels, for each tap: 16 floats.
 struct DepthwiseF32Args {
-  const float* x = nullptr;        // first input row of this result row, first column, first channel
+  const void* x = nullptr;         // first input row of this result row, first column, first channel
   int64_t tap_row = 0, tap_pixel = 0;  // between the taps of a window
   int64_t x_pixel = 0;             // between the first input columns of neighbouring results
   int kernel_h = 0, kernel_w = 0;
+  bool x_bf16 = false;
   const float* w = nullptr;
   int channels = 0;
   int width = 0;                   // result columns

@@ -78,6 +78,13 @@ int64_t traffic(const Plan& plan, const Step& step) {
 }  // namespace
 
 void Builder::add(std::unique_ptr<Step> step) {
+  for (int v : step->reads) {
+    const auto found = v < 0 ? widened.end() : widened.find(plan.values[v].root);
+    if (found == widened.end()) continue;
+    const auto [value, source] = *found;
+    widened.erase(found);
+    add(convert_step(plan, source, value, plan.ops[plan.values[value].producer].site));
+  }
   if (!step->bytes) step->bytes = traffic(plan, *step);
   for (int v : step->writes) {
     const int root = plan.values[v].root;

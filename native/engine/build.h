@@ -2,17 +2,28 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <set>
 
 #include "engine/plan.h"
 
 namespace pw {
 
+// Softmax attention in floats, found at its first product; built at its last.
+struct RealAttention {
+  int first = -1, factor = -1;  // ops
+  std::vector<int> masks;       // values
+  std::string ops;              // for reports
+};
+
 class Builder {
  public:
   explicit Builder(Plan& plan) : plan(plan) {}
   Plan& plan;
   std::set<int> done;  // ops that another step has taken in
+  std::map<int, int> widened;  // f32 values that stand for a bf16 value, not made until a step reads them as f32
+  // By last product.
+  std::map<int, RealAttention> attentions;
 
   // Add a step; reads and writes must be set. Padding around results is filled first.
   void add(std::unique_ptr<Step> step);
@@ -76,5 +87,9 @@ std::unique_ptr<Step> copy_step(const Plan& plan, int from, int64_t from_offset,
 std::unique_ptr<Step> halo_step(const Plan& plan, int root);
 // Writes `fill` everywhere in a value.
 std::unique_ptr<Step> fill_step(const Plan& plan, int value, double fill);
+// Between f32 and bf16.
+std::unique_ptr<Step> convert_step(const Plan& plan, int from, int to, const std::string& site);
+// Whether an op is a cast between f32 and bf16.
+bool converts_bf16(const Plan& plan, const OpNode& op);
 
 }  // namespace pw

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "engine/build.h"
 #include "engine/layout.h"
 #include "engine/plan.h"
 
@@ -10,19 +11,19 @@ namespace pw {
 namespace {
 
 // Ops whose step writes results at any strides (the last axis side by side).
-bool writes_strided(const std::string& kind) {
+bool writes_strided(const Plan& plan, const OpNode& op) {
   static const std::set<std::string> kinds = {
       "requant", "requant_add", "quantize", "dequantize", "table",  "add_q", "mul_q", "affine_q", "max_pool",
       "transpose", "slice",     "concat",   "pad",        "upsample", "stuff", "expand", "conv_f32", "rescale", "unary", "binary"};
-  return kinds.count(kind) > 0;
+  return kinds.count(op.kind) > 0 || converts_bf16(plan, op);
 }
 
-bool reads_strided(const OpNode& op, int value) {
+bool reads_strided(const Plan& plan, const OpNode& op, int value) {
   static const std::set<std::string> kinds = {"conv",   "conv_f32", "quantize", "dequantize", "table",    "add_q",
                                               "mul_q",  "affine_q", "max_pool", "sum_pool",   "transpose", "slice",
                                               "concat", "pad",      "upsample", "stuff",      "expand",   "unary", "binary"};
   if (op.kind == "requant_add") return op.in[2] == value && op.in[0] != value;
-  return kinds.count(op.kind) > 0;
+  return kinds.count(op.kind) > 0 || converts_bf16(plan, op);
 }
 
 bool is_output(const Plan& plan, int value) {
@@ -81,13 +82,13 @@ void place_own(Value& v, int number, std::vector<int64_t> begin, std::vector<int
 
 bool strided_readers(const Plan& plan, const Value& v, int number) {
   return std::all_of(v.readers.begin(), v.readers.end(),
-                     [&](int r) { return reads_strided(plan.ops[r], number); });
+                     [&](int r) { return reads_strided(plan, plan.ops[r], number); });
 }
 
 bool free_to_place(const Plan& plan, int number) {
   const Value& v = plan.values[number];
   return v.kind == PW_TEMPORARY && v.producer >= 0 && !is_output(plan, number) &&
-         writes_strided(plan.ops[v.producer].kind) && strided_readers(plan, v, number);
+         writes_strided(plan, plan.ops[v.producer]) && strided_readers(plan, v, number);
 }
 
 void place(Plan& plan, int number) {

@@ -108,7 +108,34 @@ def convolutions() -> Iterator[tuple[Case, Program]]:
     yield case, case.program(case.op("binary", [last, total], fn="add"), last)
 
 
+def attentions() -> Iterator[tuple[Case, Program]]:
+    for (n, t, s, d, e), transposed in (
+        ((3, 5, 7, 8, 6), True),
+        ((2, 70, 33, 32, 16), True),
+        ((1, 130, 64, 24, 40), False),
+    ):
+        case = Case(f"real attention {t} {s} {transposed}")
+        keys = case.floats(n, 2, *((s, d) if transposed else (d, s)), scale=1)
+        scores = case.op("matmul_f32", [case.floats(n, 2, t, d, scale=1), keys], transpose_b=transposed)
+        scores = case.op("unary", [scores], fn="mul", p=0.3, q=0.0)
+        for mask in (case.floats(n, 1, 1, s), case.floats(t, s), case.floats(n, 2, t, 1)):
+            scores = case.op("binary", [scores, mask], fn="add")
+        values = case.floats(n, 1, s, e, scale=1)
+        y = case.op("matmul_f32", [case.op("softmax", [scores]), values], transpose_b=False)
+        yield case, case.program(follow(case, y, (n, 2, t, e), "add clip"))
+    case = Case("real matrices before a padded convolution")
+    y = case.op("matmul_f32", [case.floats(1, 4, 5, 6), case.floats(1, 1, 6, 8)], transpose_b=False)
+    attrs = {"stride": [1, 1], "pads": [1, 1, 1, 1], "dilation": [1, 1], "groups": 1}
+    yield (
+        case,
+        case.program(
+            case.op("conv_f32", [follow(case, y, (1, 4, 5, 8), "clip"), real(case, 5, 8, 3, 3)], **attrs)
+        ),
+    )
+
+
 def reals() -> Iterator[tuple[Case, Program]]:
     """All of them."""
     yield from linears()
     yield from convolutions()
+    yield from attentions()

@@ -305,6 +305,19 @@ struct CastStep : Step {
   }
 };
 
+struct ConvertStep : Step {
+  ConvertFn fn;
+  Rows rows;
+  Share part;
+  int x, y;
+  int64_t x_size, y_size;
+  void run(const Run& r, int task, int) const override {
+    for_rows(rows, part, task, [&](int64_t row, int64_t at, int64_t n) {
+      fn({r.at<char>(x) + (rows.at(1, row) + at) * x_size, r.at<char>(y) + (rows.at(0, row) + at) * y_size, n});
+    });
+  }
+};
+
 struct IotaStep : Step {
   int y;
   int64_t n, start, step;
@@ -314,6 +327,33 @@ struct IotaStep : Step {
 };
 
 }  // namespace
+
+bool converts_bf16(const Plan& plan, const OpNode& op) {
+  if (op.kind != "cast") return false;
+  const int from = plan.values[op.in[0]].dtype, to = plan.values[op.out[0]].dtype;
+  return (from == PW_F32 && to == PW_BF16) || (from == PW_BF16 && to == PW_F32);
+}
+
+std::unique_ptr<Step> convert_step(const Plan& plan, int from, int to, const std::string& site) {
+  auto step = std::make_unique<ConvertStep>();
+  const Value &in = plan.values[from], &out = plan.values[to];
+  const bool narrow = out.dtype == PW_BF16;
+  step->fn = narrow ? plan.kernels->to_bf16 : plan.kernels->widen_bf16;
+  step->kernel = plan.kernels->row[narrow ? k_to_bf16 : k_widen_bf16]->symbol;
+  step->x = from;
+  step->y = to;
+  step->x_size = dtype_size(in.dtype);
+  step->y_size = dtype_size(out.dtype);
+  step->rows = rows_of(out.dims, {out.strides, in.strides});
+  step->part = share_rows(step->rows, plan.threads, 4);
+  step->tasks = step->part.tasks;
+  step->ops = "cast";
+  step->site = site;
+  step->reads = {from};
+  step->writes = {to};
+  step->bytes = in.count() * 6;
+  return step;
+}
 
 void weights_to_f32(const Constant& c, std::vector<float>& out) {
   out.resize(size_t(c.count()));
@@ -345,6 +385,12 @@ void build_cast(Builder& b, int number) {
   const OpNode& op = plan.ops[number];
   auto step = std::make_unique<CastStep>();
   const Value &in = plan.values[op.in[0]], &out = plan.values[op.out[0]];
+  if (converts_bf16(plan, op)) {
+    const bool later = out.dtype == PW_F32 && out.root == op.out[0] && !out.readers.empty() && out.kind == PW_TEMPORARY;
+    if (later) b.widened[out.root] = op.in[0];
+    else b.add(convert_step(plan, op.in[0], op.out[0], op.site));
+    return;
+  }
   require(in.dense() && out.dense(), "a cast between places that are not dense");
   step->x = op.in[0];
   step->y = op.out[0];

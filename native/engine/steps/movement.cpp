@@ -40,6 +40,7 @@ struct CopyStep : Step {
     }
     switch (size) {
       case 1: for (int64_t i = 0; i < n; ++i) y[i * ys] = x[i * xs]; break;
+      case 2: for (int64_t i = 0; i < n; ++i) std::memcpy(y + i * ys, x + i * xs, 2); break;
       case 4: for (int64_t i = 0; i < n; ++i) std::memcpy(y + i * ys, x + i * xs, 4); break;
       default: for (int64_t i = 0; i < n; ++i) std::memcpy(y + i * ys, x + i * xs, size_t(size));
     }
@@ -76,7 +77,9 @@ struct FillStep : Step {
 };
 
 void set_pattern(FillStep& s, int dtype, double value) {
+  std::memset(s.pattern, 0, sizeof s.pattern);
   switch (dtype) {
+    case PW_BF16: { const float v = float(value); std::memcpy(s.pattern, reinterpret_cast<const char*>(&v) + 2, 2); break; }
     case PW_F32: { const float v = float(value); std::memcpy(s.pattern, &v, 4); break; }
     case PW_I32: { const int32_t v = int32_t(value); std::memcpy(s.pattern, &v, 4); break; }
     case PW_I64: { const int64_t v = int64_t(value); std::memcpy(s.pattern, &v, 8); break; }

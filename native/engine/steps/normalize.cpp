@@ -35,17 +35,19 @@ struct SoftmaxStep : Step {
 struct LayerNormStep : Step {
   LayerNormFn fn;
   QuantizeFn quantize = nullptr;
-  int x, y, gain, shift, codes = -1;
+  ConvertFn narrow = nullptr;
+  int x, y, gain, shift, codes = -1, half = -1;  // y: -1 where only what it is rounded to is read
   int64_t rows, n;
   float eps, r = 0;
   int32_t zero = 0, lo = 0, hi = 255;
-  void run(const Run& run, int task, int) const override {
+  void run(const Run& run, int task, int thread) const override {
     const float* g = gain >= 0 ? run.at<float>(gain) : nullptr;
     const float* s = shift >= 0 ? run.at<float>(shift) : nullptr;
     for (int64_t m = rows * task / tasks; m < rows * (task + 1) / tasks; ++m) {
-      float* out = run.at<float>(y) + m * n;
+      float* out = y < 0 ? reinterpret_cast<float*>(run.scratch(thread)) : run.at<float>(y) + m * n;
       fn({run.at<float>(x) + m * n, out, int(n), g, s, eps});
       if (quantize) quantize({out, run.at<uint8_t>(codes) + m * n, n, r, zero, lo, hi});
+      if (narrow) narrow({out, run.at<uint16_t>(half) + m * n, n});
     }
   }
 };
@@ -173,6 +175,19 @@ void build_layer_norm(Builder& b, int number) {
   describe(*step, plan, op, plan.kernels->row[k_layer_norm]->symbol);
   for (int reader : plan.values[op.out[0]].readers) {
     const OpNode& next = plan.ops[reader];
+    if (converts_bf16(plan, next) && !b.done.count(reader) && plan.values[next.out[0]].dense() && !step->narrow) {
+      step->narrow = plan.kernels->to_bf16;
+      step->half = next.out[0];
+      step->ops += "+cast";
+      if (plan.sole_reader(op.out[0]) == reader) {
+        step->y = -1;
+        step->scratch = (step->n + 16) * 4;
+        step->writes.clear();
+      }
+      step->writes.push_back(next.out[0]);
+      b.done.insert(reader);
+      continue;
+    }
     if (next.kind != "quantize" || b.done.count(reader) || !plan.values[next.out[0]].dense() || step->quantize) continue;
     step->quantize = plan.kernels->quantize;
     step->codes = next.out[0];

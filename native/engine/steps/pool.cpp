@@ -122,8 +122,10 @@ void build_max_pool(Builder& b, int number) {
   step->x = op.in[0];
   step->y = op.out[0];
   step->w = window_of(b.plan, op, step->y, true);
-  const int slot = b.plan.values[step->x].dtype == PW_U8 ? k_max_pool_u8 : k_max_pool_f32;
-  step->fn = slot == k_max_pool_u8 ? b.plan.kernels->max_pool_u8 : b.plan.kernels->max_pool_f32;
+  const int dtype = b.plan.values[step->x].dtype;
+  const int slot = dtype == PW_U8 ? k_max_pool_u8 : dtype == PW_BF16 ? k_max_pool_bf16 : k_max_pool_f32;
+  const Kernels& k = *b.plan.kernels;
+  step->fn = slot == k_max_pool_u8 ? k.max_pool_u8 : slot == k_max_pool_bf16 ? k.max_pool_bf16 : k.max_pool_f32;
   step->kernel = b.plan.kernels->row[slot]->symbol;
   const int64_t taps = step->w.kernel[0] * step->w.kernel[1] * step->w.kernel[2];
   finish(b, std::move(step), op, op.kind, taps);

@@ -1,12 +1,10 @@
-// Products of computed floats, and products with stored codes decoded on the way.
+// Products of floats with stored codes decoded on the way.
 #include <algorithm>
 #include <cstring>
 
 #include "engine/build.h"
 
 namespace pw {
-
-void weights_to_f32(const Constant& c, std::vector<float>& out);
 
 namespace {
 
@@ -25,84 +23,7 @@ void describe(Step& s, const Plan& plan, const OpNode& op, const char* kernel) {
   s.bytes += plan.values[op.out[0]].count() * 4;
 }
 
-// Products of two computed matrices: the right one is packed on the way.
-struct FloatMatmulStep : Step {
-  GemmF32Fn fn;
-  int a, b, y;
-  int64_t m, n, k, batches;
-  bool transposed;
-  std::vector<int64_t> a_at, b_at;
-  void run(const Run& r, int task, int thread) const override {
-    float* packed = reinterpret_cast<float*>(r.scratch(thread));
-    int64_t* rows = reinterpret_cast<int64_t*>(packed + padded(n, 16) * k + 16);
-    for (int64_t i = 0; i < m; ++i) {
-      rows[i] = i * k;
-      rows[m + i] = i * n;
-    }
-    const int64_t segment = 0;
-    for (int64_t batch = batches * task / tasks; batch < batches * (task + 1) / tasks; ++batch) {
-      const float* right = r.at<float>(b) + b_at[size_t(batch)];
-      std::memset(packed, 0, size_t(padded(n, 16) * k * 4));
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t i = 0; i < k; ++i)
-          packed[j / 16 * k * 16 + i * 16 + j % 16] = transposed ? right[j * k + i] : right[i * n + j];
-      GemmF32Args g;
-      g.a = r.at<float>(a) + a_at[size_t(batch)];
-      g.row_offset = rows;
-      g.m = int(m);
-      g.seg_offset = &segment;
-      g.seg_len = int(k);
-      g.b = packed;
-      g.b_block = k * 16;
-      g.n = int(n);
-      g.c = r.at<float>(y) + batch * m * n;
-      g.c_offset = rows + m;
-      fn(g);
-    }
-  }
-};
-
-std::vector<int64_t> batch_offsets(const Value& v, const std::vector<int64_t>& lead) {
-  int64_t count = 1;
-  for (int64_t d : lead) count *= d;
-  std::vector<int64_t> out(size_t(count), 0), index(lead.size(), 0);
-  const size_t own = size_t(v.rank()) - 2, shift = lead.size() - own;
-  for (int64_t i = 0; i < count; ++i) {
-    for (size_t a = 0; a < own; ++a) out[size_t(i)] += v.dims[a] == 1 ? 0 : index[shift + a] * v.strides[a];
-    for (int a = int(lead.size()) - 1; a >= 0; --a) {
-      if (++index[size_t(a)] < lead[size_t(a)]) break;
-      index[size_t(a)] = 0;
-    }
-  }
-  return out;
-}
-
 }  // namespace
-
-void build_matmul_f32(Builder& b, int number) {
-  Plan& plan = b.plan;
-  const OpNode& op = plan.ops[number];
-  auto step = std::make_unique<FloatMatmulStep>();
-  const Value &left = plan.values[op.in[0]], &right = plan.values[op.in[1]], &out = plan.values[op.out[0]];
-  require(left.dense() && right.dense() && out.dense(), "matrix products read and write dense matrices");
-  step->transposed = op.flag("transpose_b");
-  step->m = out.dims[size_t(out.rank()) - 2];
-  step->n = out.dims.back();
-  step->k = left.dims.back();
-  const std::vector<int64_t> lead(out.dims.begin(), out.dims.end() - 2);
-  step->a_at = batch_offsets(left, lead);
-  step->b_at = batch_offsets(right, lead);
-  step->batches = int64_t(step->a_at.size());
-  step->a = op.in[0];
-  step->b = op.in[1];
-  step->y = op.out[0];
-  step->fn = plan.kernels->gemm_f32;
-  step->scratch = (padded(step->n, 16) * step->k + 16) * 4 + step->m * 16 + 64;
-  step->macs = step->batches * step->m * step->n * step->k;
-  describe(*step, plan, op, plan.kernels->row[k_gemm_f32]->symbol);
-  step->tasks = plan.threads > 1 && step->macs > 50000 ? int(std::max<int64_t>(1, std::min<int64_t>(step->batches, plan.threads * 4))) : 1;
-  if (out.count() > 0) b.add(std::move(step));
-}
 
 // ---- stored codes -------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "engine/steps/geometry.h"
+#include "engine/steps/real_matrix.h"
 #include "engine/steps/real_tail.h"
 
 namespace pw {
@@ -67,10 +68,39 @@ void describe(Step& s, const Plan& plan, const OpNode& op, const FloatTail& t, i
     if (v >= 0) s.bytes += plan.values[v].count() * dtype_size(plan.values[v].dtype);
 }
 
+constexpr int64_t kAfterRows = 56;      // rows of a product that a function is taken of, while they are in cache
 constexpr int64_t kCached = 1 << 19;  // bytes of activations that stay in the second cache while the weights pass
 
+uint16_t rounded(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return uint16_t(bits >> 16 | 0x40);
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Columns of bf16 numbers; `k` is the depth of all segments.
+Packed pack_halves(const float* w, int64_t n, int64_t segments, int64_t seg_len, const HalfLayout& layout) {
+  Packed p;
+  const int64_t k = segments * seg_len, length = layout.dense_len ? k : seg_len;
+  const int64_t padded_len = layout.dense_len ? layout.dense_len : padded(seg_len, 2);
+  const int64_t blocks = (n + 15) / 16, parts = layout.dense_len ? 1 : segments;
+  p.block = parts * padded_len * 16;
+  p.codes = Buffer(blocks * p.block * 2);
+  uint16_t* out = p.codes.as<uint16_t>();
+  std::memset(out, 0, size_t(blocks * p.block * 2));
+  for (int64_t column = 0; column < n; ++column)
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t i = 0; i < length; ++i)
+        out[column / 16 * p.block + part * padded_len * 16 + i / 2 * 32 + column % 16 * 2 + i % 2] =
+            rounded(w[column * k + part * length + i]);
+  return p;
+}
+
 struct FloatGemmStep : Step {
-  GemmF32Fn fn;
+  GemmF32Fn fn = nullptr;
+  GemmBf16Fn half_fn = nullptr;  // operands of 16 bits
+  ConvertFn narrow = nullptr;    // rounds rows after a function
+  HalfLayout layout;
   std::vector<std::shared_ptr<const Packed>> packed;  // per group of channels
   FloatTail tail;
   int x;
@@ -81,39 +111,86 @@ struct FloatGemmStep : Step {
   std::vector<int64_t> segments;
   int seg_len = 0;
 
-  void run(const Run& r, int task, int) const override {
+  void run(const Run& r, int task, int thread) const override {
     const int64_t row_task = task % row_tasks, column_task = task / row_tasks % column_tasks;
     const int64_t group = task / row_tasks / column_tasks;
     const int64_t n0 = column_task * column_chunk, n1 = std::min(n, n0 + column_chunk);
     const int64_t m0 = row_task * row_chunk, m1 = std::min(rows, m0 + row_chunk);
     constexpr int kRows = 224;
-    int64_t x_at[kRows], y_at[kRows], r_at[kRows];
+    int64_t x_at[kRows], y_at[kRows], r_at[kRows], w_at[kRows];
     const Packed& w = *packed[size_t(group)];
     const int64_t column = group * n + n0, size = tail.out_bf16 ? 2 : 4;
-    GemmF32Args g;
-    g.a = r.at<float>(x) + x_base + group * group_channels;
+    char* c = r.at<char>(tail.result) + column * size;
+    const int64_t from = x_base + group * group_channels;
+    RealTail t = tail.at(r, column);
+    t.r_offset = r_at;
+    // a function of what is then rounded is taken on rows that wait in scratch
+    float* waiting = narrow ? reinterpret_cast<float*>(r.scratch(thread)) : nullptr;
+    if (narrow) t.out_bf16 = false;
+    const int64_t most = tail.after ? kAfterRows : kRows;
+    for (int64_t m = m0; m < m1; m += most) {
+      const int64_t k = std::min<int64_t>(most, m1 - m);
+      offsets(m, k, x_at, y_at, r_at);
+      if (waiting)
+        for (int64_t i = 0; i < k; ++i) w_at[i] = i * column_chunk;
+      char* to = waiting ? reinterpret_cast<char*>(waiting) : c;
+      const int64_t* at = waiting ? w_at : y_at;
+      if (half_fn) {
+        GemmBf16Args g;
+        g.a = r.at<uint16_t>(x) + from;
+        g.step = layout.step;
+        g.dense_len = layout.dense_len;
+        g.b = w.codes.as<uint16_t>() + n0 / 16 * w.block;
+        multiply(half_fn, g, w, int(k), int(n1 - n0), x_at, to, at, t);
+      } else {
+        GemmF32Args g;
+        g.a = r.at<float>(x) + from;
+        g.b = w.codes.as<float>() + n0 / 16 * w.block;
+        multiply(fn, g, w, int(k), int(n1 - n0), x_at, to, at, t);
+      }
+      if (!tail.after) continue;
+      for (int64_t i = 0; i < k; ++i) {
+        float* row = reinterpret_cast<float*>(to) + at[i];
+        tail.after({row, row, n1 - n0, tail.p, tail.q});
+        if (narrow) narrow({row, reinterpret_cast<uint16_t*>(c) + y_at[i], n1 - n0});
+      }
+    }
+  }
+
+  template <class Fn, class Args>
+  void multiply(Fn kernel_fn, Args& g, const Packed& w, int m, int columns, const int64_t* x_at, void* c,
+                const int64_t* c_at, const RealTail& t) const {
     g.segments = int(segments.size());
     g.seg_offset = segments.data();
     g.seg_len = seg_len;
-    g.b = w.codes.as<float>() + n0 / 16 * w.block;
     g.b_block = w.block;
-    g.n = int(n1 - n0);
-    g.c = r.at<char>(tail.result) + column * size;
+    g.m = m;
+    g.n = columns;
+    g.c = c;
     g.row_offset = x_at;
-    g.c_offset = y_at;
-    g.tail = tail.at(r, column);
-    g.tail.r_offset = r_at;
-    for (int64_t m = m0; m < m1; m += kRows) {
-      const int64_t k = std::min<int64_t>(kRows, m1 - m);
-      offsets(m, k, x_at, y_at, r_at);
-      g.m = int(k);
-      fn(g);
-      if (!tail.after) continue;
-      for (int64_t i = 0; i < k; ++i) {
-        float* row = static_cast<float*>(g.c) + y_at[i];
-        tail.after({row, row, n1 - n0, tail.p, tail.q});
-      }
+    g.c_offset = c_at;
+    g.tail = t;
+    kernel_fn(g);
+  }
+
+  // The kernel for operands of 32 or 16 bits; segments must be known.
+  const KernelRow* choose(const Plan& plan, bool half, const FloatTail& t) {
+    if (t.after && t.out_bf16) narrow = plan.kernels->to_bf16;
+    if (half) {
+      half_fn = plan.kernels->gemm_bf16;
+      layout = half_layout(plan, int64_t(segments.size()), seg_len);
+    } else {
+      fn = plan.kernels->gemm_f32;
     }
+    return plan.kernels->row[half ? k_gemm_bf16 : k_gemm_f32];
+  }
+
+  // What tells packed forms of one weight apart.
+  std::string key(const char* what, const Plan& plan) const {
+    std::string k = what;
+    if (!half_fn) return k + "_f32";
+    return k + "_bf16:" + std::to_string(plan.kernels->isa == kAmx) + ":" + std::to_string(layout.dense_len) + ":" +
+           std::to_string(segments.size());
   }
 
   void offsets(int64_t first, int64_t k, int64_t* x_at, int64_t* y_at, int64_t* r_at) const {
@@ -158,6 +235,7 @@ void share(FloatGemmStep& s, int threads, int64_t k, int64_t row_bytes) {
     else if (s.rows >= 14 * threads) s.row_chunk = padded((s.rows + pieces - 1) / pieces, 14);
   }
   s.row_chunk = std::min(s.row_chunk, cached);
+  if (s.narrow) s.scratch = kAfterRows * s.column_chunk * 4;
   s.row_tasks = (s.rows + s.row_chunk - 1) / s.row_chunk;
   s.column_tasks = (s.n + s.column_chunk - 1) / s.column_chunk;
   s.tasks = int(groups * s.row_tasks * s.column_tasks);
@@ -171,9 +249,12 @@ struct FloatDepthwiseStep : Step {
   Geometry g;
   Steps4 xs, ys, rs;
   int64_t x_base, rows_per_task;
+  bool x_bf16 = false;
+  ConvertFn narrow = nullptr;
 
-  void run(const Run& r, int task, int) const override {
+  void run(const Run& r, int task, int thread) const override {
     DepthwiseF32Args d;
+    d.x_bf16 = x_bf16;
     d.tap_row = xs.axis[1] * g.dilation[1];
     d.tap_pixel = xs.axis[2] * g.dilation[2];
     d.kernel_h = int(g.kernel[1]);
@@ -185,19 +266,24 @@ struct FloatDepthwiseStep : Step {
     d.y_pixel = ys.axis[2];
     const int64_t size = tail.out_bf16 ? 2 : 4;
     d.tail = tail.at(r, 0);
+    float* waiting = narrow ? reinterpret_cast<float*>(r.scratch(thread)) : nullptr;
+    if (narrow) d.tail.out_bf16 = false;
     std::vector<int64_t> r_at(size_t(g.out[2]));
     d.tail.r_offset = r_at.data();
     const int64_t rows = g.batch * g.out[1];
     for (int64_t row = task * rows_per_task; row < std::min(rows, (task + 1) * rows_per_task); ++row) {
       const int64_t image = row / g.out[1], oy = row % g.out[1];
-      d.x = r.at<float>(x) + x_base + image * xs.image + oy * g.stride[1] * xs.axis[1];
-      d.y = r.at<char>(tail.result) + (image * ys.image + oy * ys.axis[1]) * size;
+      d.x = r.at<char>(x) + (x_base + image * xs.image + oy * g.stride[1] * xs.axis[1]) * (x_bf16 ? 2 : 4);
+      char* y = r.at<char>(tail.result) + (image * ys.image + oy * ys.axis[1]) * size;
+      d.y = narrow ? reinterpret_cast<char*>(waiting) : y;
+      if (narrow) d.y_pixel = g.in_channels;
       for (int64_t i = 0; i < g.out[2]; ++i) r_at[size_t(i)] = image * rs.image + oy * rs.axis[1] + i * rs.axis[2];
       fn(d);
       if (!tail.after) continue;
       for (int64_t i = 0; i < g.out[2]; ++i) {
         float* pixel = static_cast<float*>(d.y) + i * d.y_pixel;
         tail.after({pixel, pixel, g.in_channels, tail.p, tail.q});
+        if (narrow) narrow({pixel, reinterpret_cast<uint16_t*>(y) + i * ys.axis[2], g.in_channels});
       }
     }
   }
@@ -223,6 +309,11 @@ void build_depthwise(Builder& b, const OpNode& op, FloatTail tail, const Geometr
     return pack_depthwise(float_weights(plan, op.in[1]).data(), g.in_channels, kernel);
   });
   step->fn = plan.kernels->depthwise_f32;
+  step->x_bf16 = plan.values[x].dtype == PW_BF16;
+  if (tail.after && tail.out_bf16) {
+    step->narrow = plan.kernels->to_bf16;
+    step->scratch = g.out[2] * g.in_channels * 4;
+  }
   step->x = x;
   step->g = g;
   step->xs = steps_of(plan.values[x]);
@@ -263,6 +354,7 @@ void build_conv_f32(Builder& b, int number) {
   const int64_t channels = g.in_channels / g.groups, columns = g.out_channels / g.groups;
   const int64_t kernel = g.kernel[0] * g.kernel[1] * g.kernel[2];
   // taps beside each other whose channels follow each other are one segment
+  const bool half = plan.values[x].dtype == PW_BF16;
   const bool joined = g.groups == 1 && g.dilation[2] == 1 && xs.axis[2] == channels;
   auto step = std::make_unique<FloatGemmStep>();
   for (int64_t kd = 0; kd < g.kernel[0]; ++kd)
@@ -271,8 +363,10 @@ void build_conv_f32(Builder& b, int number) {
         step->segments.push_back(kd * g.dilation[0] * xs.axis[0] + ky * g.dilation[1] * xs.axis[1] +
                                  kx * g.dilation[2] * xs.axis[2]);
   step->seg_len = int((joined ? g.kernel[2] : 1) * channels);
+  const KernelRow* row = step->choose(plan, half, tail);
+  const std::string how = step->key("conv", plan);
   for (int64_t group = 0; group < g.groups; ++group)
-    step->packed.push_back(packed_weights(plan, op.in[1], "conv_f32:" + std::to_string(group), [&] {
+    step->packed.push_back(packed_weights(plan, op.in[1], how + ":" + std::to_string(group), [&] {
       // the weight [O, C, *kernel] with the taps outside of the channels, as rows are read
       const std::vector<float> w = float_weights(plan, op.in[1]);
       std::vector<float> taps(size_t(columns * kernel * channels));
@@ -281,9 +375,9 @@ void build_conv_f32(Builder& b, int number) {
         for (int64_t c = 0; c < channels; ++c)
           for (int64_t k = 0; k < kernel; ++k)
             taps[size_t((o * kernel + k) * channels + c)] = from[(o * channels + c) * kernel + k];
+      if (half) return pack_halves(taps.data(), columns, int64_t(step->segments.size()), step->seg_len, step->layout);
       return pack_floats(taps.data(), columns, kernel * channels, kernel * channels, 1);
     }));
-  step->fn = plan.kernels->gemm_f32;
   step->x = x;
   step->n = columns;
   step->group_channels = channels;
@@ -299,8 +393,8 @@ void build_conv_f32(Builder& b, int number) {
     step->x_base -= g.begin[a] * xs.axis[a];
   }
   step->rows = g.rows();
-  share(*step, plan.threads, kernel * channels, channels * 4 * g.stride[1] * g.stride[2]);
-  describe(*step, plan, op, tail, x, plan.kernels->row[k_gemm_f32]);
+  share(*step, plan.threads, kernel * channels, channels * (half ? 2 : 4) * g.stride[1] * g.stride[2]);
+  describe(*step, plan, op, tail, x, row);
   step->macs = step->rows * g.out_channels * kernel * channels;
   step->tail = std::move(tail);
   b.add(std::move(step));
@@ -318,13 +412,15 @@ void build_linear_f32(Builder& b, int number) {
   const Value& addend = plan.values[tail.addend < 0 ? tail.result : tail.addend];
   require(plan.values[op.in[0]].dense(), "a linear layer reads dense rows");
   auto step = std::make_unique<FloatGemmStep>();
-  step->packed = {packed_weights(plan, op.in[1], "linear_f32", [&] {
-    return pack_floats(float_weights(plan, op.in[1]).data(), n, k, k, 1);
-  })};
-  step->fn = plan.kernels->gemm_f32;
+  const bool half = plan.values[op.in[0]].dtype == PW_BF16;
   step->x = op.in[0];
   step->segments = {0};
   step->seg_len = int(k);
+  const KernelRow* row = step->choose(plan, half, tail);
+  step->packed = {packed_weights(plan, op.in[1], step->key("linear", plan), [&] {
+    const std::vector<float> w = float_weights(plan, op.in[1]);
+    return half ? pack_halves(w.data(), n, 1, k, step->layout) : pack_floats(w.data(), n, k, k, 1);
+  })};
   step->n = n;
   step->rows = rows;
   if (y.dense() && addend.dense()) {
@@ -344,8 +440,8 @@ void build_linear_f32(Builder& b, int number) {
       x_step *= y.dims[axis];
     }
   }
-  share(*step, plan.threads, k, k * 4);
-  describe(*step, plan, op, tail, op.in[0], plan.kernels->row[k_gemm_f32]);
+  share(*step, plan.threads, k, k * (half ? 2 : 4));
+  describe(*step, plan, op, tail, op.in[0], row);
   step->macs = rows * n * k;
   step->tail = std::move(tail);
   b.add(std::move(step));

@@ -33,9 +33,10 @@ UnaryFn unary_kernel(const Kernels& k, const std::string& name, const KernelRow*
 
 namespace {
 
-int next(Builder& b, int op, const char* kind) {
+int next(Builder& b, int op, const char* kind, bool dense) {
   const int follower = b.follower(op, {kind});
-  return follower > op ? follower : -1;
+  const bool fits = follower > op && (!dense || b.plan.values[b.plan.ops[follower].out[0]].dense());
+  return fits ? follower : -1;
 }
 
 bool made_before(const Builder& b, int value, int op) {
@@ -50,29 +51,31 @@ void take(Builder& b, FloatTail& t, int op, const std::string& name) {
 }
 
 // Adds the other operand of a sum, if it has the same sizes and exists by now.
-int take_sum(Builder& b, FloatTail& t, int op, int number) {
+int take_sum(Builder& b, FloatTail& t, int op, int number, bool dense) {
   Plan& plan = b.plan;
-  const int add = next(b, op, "binary");
+  const int add = next(b, op, "binary", dense);
   if (add < 0 || plan.ops[add].text("fn") != "add") return op;
   const OpNode& sum = plan.ops[add];
   const int mine = plan.ops[op].out[0], other = sum.in[0] == mine ? sum.in[1] : sum.in[0];
   const Value& v = plan.values[other];
+  const auto half = b.widened.find(other);
   if (other == mine || v.dtype != PW_F32 || v.dims != plan.values[sum.out[0]].dims || !made_before(b, other, number))
     return op;
-  t.addend = other;
+  t.addend = half == b.widened.end() ? other : half->second;
+  t.addend_bf16 = half != b.widened.end();
   take(b, t, add, "add");
   return add;
 }
 
 }  // namespace
 
-FloatTail make_float_tail(Builder& b, int number) {
+FloatTail make_float_tail(Builder& b, int number, bool matrices) {
   Plan& plan = b.plan;
   FloatTail t;
   t.ops = plan.ops[number].kind;
   t.result = plan.ops[number].out[0];
-  const int op = take_sum(b, t, number, number);
-  if (const int unary = next(b, op, "unary"); unary >= 0) {
+  int op = take_sum(b, t, number, number, matrices);
+  if (const int unary = next(b, op, "unary", matrices); unary >= 0) {
     const OpNode& f = plan.ops[unary];
     const std::string& name = f.text("fn");
     const KernelRow* row = nullptr;
@@ -87,6 +90,11 @@ FloatTail make_float_tail(Builder& b, int number) {
       t.q = f.real("q");
       take(b, t, unary, name);
     }
+    if (t.clip || t.after) op = unary;
+  }
+  if (const int cast = next(b, op, "cast", matrices); cast >= 0 && converts_bf16(plan, plan.ops[cast]) && !(matrices && t.after)) {
+    t.out_bf16 = true;
+    take(b, t, cast, "cast");
   }
   return t;
 }

@@ -22,8 +22,9 @@ struct FloatTail {
   RealTail at(const Run& r, int64_t column) const;
 };
 
-// Takes in the ops after `op` that its step can do: an addition, a clip, or another function of one number.
-FloatTail make_float_tail(Builder& b, int op);
+// Takes in the ops after `op` that its step can do: an addition, a clip or another function of one number, rounding to
+// bf16. Steps of matrices (`matrices`) write dense results, and round behind a clip, but behind no other function.
+FloatTail make_float_tail(Builder& b, int op, bool matrices = false);
 
 // The kernel of a unary function, or null; and its row of the table.
 UnaryFn unary_kernel(const Kernels& k, const std::string& name, const KernelRow** row);

@@ -14,18 +14,14 @@ void pixels(const DepthwiseF32Args& d, int first, int channel) {
   __m256 acc[P];
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i) acc[i] = _mm256_setzero_ps();
-  const float* x = d.x + first * d.x_pixel + channel;
+  const int64_t x = first * d.x_pixel + channel;
   for (int ky = 0; ky < d.kernel_h; ++ky)
     for (int kx = 0; kx < d.kernel_w; ++kx, w += 16) {
       const __m256 tap = _mm256_loadu_ps(w);
-      const float* from = x + ky * d.tap_row + kx * d.tap_pixel;
-      if (left >= 8) {
+      const int64_t from = x + ky * d.tap_row + kx * d.tap_pixel;
 #pragma GCC unroll 8
-        for (int i = 0; i < P; ++i) acc[i] = _mm256_fmadd_ps(_mm256_loadu_ps(from + i * d.x_pixel), tap, acc[i]);
-      } else {
-#pragma GCC unroll 8
-        for (int i = 0; i < P; ++i) acc[i] = _mm256_fmadd_ps(load_real(from, i * d.x_pixel, false, left), tap, acc[i]);
-      }
+      for (int i = 0; i < P; ++i)
+        acc[i] = _mm256_fmadd_ps(load_real(d.x, from + i * d.x_pixel, d.x_bf16, left), tap, acc[i]);
     }
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i)

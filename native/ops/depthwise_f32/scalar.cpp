@@ -3,6 +3,10 @@
 
 namespace pw::scalar {
 
+static float value(const DepthwiseF32Args& d, int64_t at) {
+  return d.x_bf16 ? from_bf16(static_cast<const uint16_t*>(d.x)[at]) : static_cast<const float*>(d.x)[at];
+}
+
 void depthwise_f32(const DepthwiseF32Args& d) {
   for (int i = 0; i < d.width; ++i)
     for (int c = 0; c < d.channels; ++c) {
@@ -10,7 +14,7 @@ void depthwise_f32(const DepthwiseF32Args& d) {
       float sum = 0;
       for (int ky = 0; ky < d.kernel_h; ++ky)
         for (int kx = 0; kx < d.kernel_w; ++kx, w += 16)
-          sum += d.x[i * d.x_pixel + ky * d.tap_row + kx * d.tap_pixel + c] * *w;
+          sum += value(d, i * d.x_pixel + ky * d.tap_row + kx * d.tap_pixel + c) * *w;
       store_real(d.tail, sum, i, c, d.y, i * d.y_pixel + c);
     }
 }
