@@ -45,3 +45,8 @@ def dynamic(name: str, threads: int, work: Path, batch: int) -> Run:
 def float32(name: str, threads: int, work: Path, batch: int) -> Run:
     """The float network as a program, on the best instruction set."""
     return _session(name, threads, work, batch, "float32")
+
+
+def bf16(name: str, threads: int, work: Path, batch: int) -> Run:
+    """bf16 layers, on the best instruction set."""
+    return _session(name, threads, work, batch, "bf16")

@@ -21,6 +21,7 @@ from pennyweight.measure import differences
 from pennyweight.nn import twins
 from pennyweight.nn.calls import CallTwin, convert_call
 from pennyweight.nn.fake import ActivationQuantizer, Quantizer
+from pennyweight.nn.keep import NarrowCall
 from pennyweight.nn.sites import CALLS, install
 from pennyweight.nn.transformer import take_plain_paths
 from pennyweight.passes import Context, replace_module
@@ -216,7 +217,8 @@ def _insert_twins(root: nn.Module, plan: Plan, graph: Graph) -> tuple[nn.Module,
         if CALLS not in owner._modules:
             owner.add_module(CALLS, nn.ModuleDict())
         params = nodes[name].params
-        cast("nn.ModuleDict", owner._modules[CALLS])[key] = CallTwin(layer, params.get(1, ""))
+        twin = NarrowCall(layer) if layer.keep else CallTwin(layer, params.get(1, ""))
+        cast("nn.ModuleDict", owner._modules[CALLS])[key] = twin
         if 2 in params:
             bias[name] = params[2]
     return root, bias

@@ -67,7 +67,9 @@ class Rule:
         weight: spec of the weight on its matrix view [out, in * kernel]; None leaves it in float.
         input: spec of the activations; None leaves them in float.
         dynamic: range the activations at run time instead of calibrating them.
-        keep: leave the layer in float, stored and computed as said.
+        keep: leave the layer in float, its weights stored as said.
+        narrow: with keep "bfloat16": round the activations too, so that bf16 numbers are multiplied (and summed in
+            float32); function calls are then layers as well.
         fitting: match only weights that the block divides; others go on to the next rule.
         optional: do not complain when the rule matches nothing.
     """
@@ -78,6 +80,7 @@ class Rule:
     input: QuantSpec | None = None
     dynamic: bool = False
     keep: Keep = ""
+    narrow: bool = False
     fitting: bool = False
     optional: bool = False
 
@@ -105,6 +108,7 @@ class LayerPlan:
         inputs: spec of each quantized operand, by position (0 for a module's input).
         dynamic: whether the operands are ranged at run time.
         keep: storage format of a layer kept in float.
+        narrow: whether its operands are rounded to that format.
         weights: names of the weights, as the module calls them ("weight_ih_l0").
         inner: spec of each quantized tensor inside of a module ("query" of an attention).
     """
@@ -115,6 +119,7 @@ class LayerPlan:
     inputs: dict[int, QuantSpec] = field(default_factory=dict)
     dynamic: bool = False
     keep: Keep = ""
+    narrow: bool = False
     weights: tuple[str, ...] = ("weight",)
     inner: dict[str, QuantSpec] = field(default_factory=dict)
 
@@ -260,9 +265,16 @@ def _plan_layer(
     weights: tuple[str, ...],
 ) -> None:
     if rule.keep:
+        if rule.narrow and rule.keep != "bfloat16":
+            raise UnrealisableSite(
+                "only bf16 activations can be multiplied",
+                site=name,
+                spec=str(rule),
+                hint="Set keep = 'bfloat16'.",
+            )
         kept[name] = f"kept in {rule.keep} by rule {rule.match!r}"
-        if rule.keep != "float32" and node.kind == "module":
-            layers[name] = LayerPlan(name, node.op, keep=rule.keep)
+        if rule.keep != "float32" and (node.kind == "module" or rule.narrow):
+            layers[name] = LayerPlan(name, node.op, keep=rule.keep, narrow=rule.narrow)
         return
     weight, inputs = rule.weight, {0: rule.input} if rule.input else {}
     inner: dict[str, QuantSpec] = {}

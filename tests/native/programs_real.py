@@ -134,8 +134,117 @@ def attentions() -> Iterator[tuple[Case, Program]]:
     )
 
 
+def half(case, x):
+    """A value rounded to bf16."""
+    return case.op("cast", [x], dtype="bf16")
+
+
+def stored_half(case, *shape):
+    """A stored bf16 tensor."""
+    values = (case.rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(F32)
+    return case.constant((values.view(np.uint32) >> 16).astype(np.uint16), "bf16")
+
+
+def halves() -> Iterator[tuple[Case, Program]]:
+    """Products of bf16 numbers, summed and returned in f32: what follows may be rounded by the caller."""
+    sizes = [
+        (1, 1, 1),
+        (1, 70, 40),
+        (3, 15, 64),
+        (5, 17, 3),
+        (16, 33, 33),
+        (17, 100, 18),
+        (33, 64, 96),
+        (50, 31, 24),
+    ]
+    sizes += [(128, 48, 160), (300, 40, 36), (14, 260, 300)]
+    for (m, n, k), tail in zip(sizes, itertools.cycle(TAILS)):
+        case = Case(f"half linear {m} {n} {k} {tail}")
+        x = half(case, case.floats(m, k, scale=1))
+        bias = case.constant(case.rng.standard_normal(n).astype(F32)) if k % 3 else ""
+        yield (
+            case,
+            case.program(
+                follow(case, case.op("linear_f32", [x, stored_half(case, n, k), bias]), (m, n), tail)
+            ),
+        )
+    windows = [
+        ((1, 12, 11, 3), 16, 7, 2, 3, 1), ((2, 14, 14, 16), 33, 3, 1, 1, 1), ((1, 9, 9, 24), 40, 3, 2, 1, 1),
+        ((1, 7, 7, 48), 64, 1, 1, 0, 1), ((1, 30, 28, 5), 12, 3, 1, 1, 1), ((1, 8, 8, 24), 36, 3, 1, 1, 3),
+        ((1, 17, 19, 40), 40, 3, 1, 1, 40), ((2, 9, 8, 10), 10, 5, 2, 2, 10), ((1, 56, 20, 32), 16, 3, 1, 1, 1),
+    ]  # fmt: skip
+    for (shape, out, kernel, stride, pad, groups), tail in zip(windows, itertools.cycle(TAILS)):
+        case = Case(f"half convolution {shape} {out} {kernel} {stride} {groups} {tail}")
+        x, w = (
+            half(case, case.floats(*shape, scale=1)),
+            stored_half(case, out, shape[-1] // groups, kernel, kernel),
+        )
+        attrs = {"stride": [stride] * 2, "pads": [pad] * 4, "dilation": [1, 1], "groups": groups}
+        found = (shape[0], *((n + 2 * pad - kernel) // stride + 1 for n in shape[1:-1]), out)
+        yield case, case.program(follow(case, case.op("conv_f32", [x, w], **attrs), found, tail))
+    for (n, m, j, k), transposed in (((3, 5, 7, 9), True), ((2, 40, 33, 32), False), ((1, 20, 48, 26), True)):
+        case = Case(f"half matrices {m} {j} {k} {transposed}")
+        right = half(case, case.floats(1, *((j, k) if transposed else (k, j)), scale=1))
+        left = half(case, case.floats(n, m, k, scale=1))
+        yield case, case.program(case.op("matmul_f32", [left, right], transpose_b=transposed))
+
+
+def roundings() -> Iterator[tuple[Case, Program]]:
+    """bf16 between products: a sum next to a tie may round the other way."""
+    for tail in ("", "add", "clip", "add clip", "gelu"):
+        case = Case(f"rounded linear {tail}")
+        y = case.op("linear_f32", [half(case, case.floats(70, 40, scale=1)), stored_half(case, 48, 40)])
+        y = half(case, follow(case, y, (70, 48), tail))
+        yield case, case.program(case.op("cast", [y], dtype="f32"))
+    case = Case("rounded residual block")
+    attrs = {"stride": [1, 1], "pads": [1, 1, 1, 1], "dilation": [1, 1], "groups": 1}
+    x = half(case, case.floats(1, 10, 10, 32, scale=1))
+    y = case.op("conv_f32", [x, stored_half(case, 32, 32, 3, 3)], **attrs)
+    y = half(case, follow(case, y, (1, 10, 10, 32), "gelu"))
+    y = case.op("conv_f32", [y, stored_half(case, 32, 1, 3, 3)], **{**attrs, "groups": 32})
+    y = half(case, case.op("unary", [y], fn="silu", p=0.0, q=0.0))
+    y = case.op("conv_f32", [y, stored_half(case, 32, 32, 3, 3)], **attrs)
+    y = case.op("binary", [y, case.op("cast", [x], dtype="f32")], fn="add")
+    y = half(case, case.op("unary", [y], fn="clip", p=0.0, q=6.0))
+    yield case, case.program(case.op("cast", [y], dtype="f32"), case.op("cast", [x], dtype="f32"))
+    for n, t, s, d in ((2, 70, 33, 32), (1, 64, 128, 24)):
+        case = Case(f"rounded attention {t} {s} {d}")
+        q, k, v = (half(case, case.floats(n, 2, rows, d, scale=1)) for rows in (t, s, s))
+        scores = case.op("unary", [case.op("matmul_f32", [q, k], transpose_b=True)], fn="mul", p=0.2, q=0.0)
+        shares = half(
+            case, case.op("softmax", [case.op("binary", [scores, case.floats(n, 1, 1, s)], fn="add")])
+        )
+        y = half(case, case.op("matmul_f32", [shares, v], transpose_b=False))
+        yield case, case.program(case.op("cast", [y], dtype="f32"))
+    case = Case("rounded layer norm")
+    x = case.op("linear_f32", [half(case, case.floats(9, 40, scale=1)), stored_half(case, 40, 40)])
+    normed = case.op("layer_norm", [x, "", ""], eps=1e-5)
+    y = case.op("linear_f32", [half(case, normed), stored_half(case, 24, 40)])
+    yield case, case.program(y, normed)
+
+
+def conversions() -> Iterator[tuple[Case, Program]]:
+    """Casts to bf16 and back, and what moves such numbers: exact."""
+    case = Case("conversions of every kind of number")
+    bits = np.arange(0, 2**32, 2**32 // 60013, dtype=np.uint64).astype(np.uint32)
+    ties = (np.arange(0x3F00, 0x4100, dtype=np.uint32) << 16) + 0x8000
+    x = case.input(np.concatenate([bits, ties, ties + 1, ties - 1]).view(F32)[:60007])
+    yield case, case.program(case.op("cast", [half(case, x)], dtype="f32"))
+    case = Case("moves of halves")
+    x = case.input(np.maximum(case.rng.standard_normal((2, 9, 8, 21)), -2).astype(F32))
+    h = half(case, x)
+    pooled = case.op("max_pool", [h], kernel=[3, 2], stride=[2, 2], pads=[1, 0, 1, 1], dilation=[1, 1])
+    turned = case.op("transpose", [h], perm=[0, 3, 1, 2])
+    part = case.op("slice", [turned], starts=[0, 1, 0, 2], stops=[2, 21, 9, 8], steps=[1, 2, 3, 1])
+    joined = case.op("concat", [half(case, case.floats(2, 9, 8, 4)), h], axis=3)
+    flat = case.op("reshape", [half(case, case.floats(3, 4, 5))], shape=[12, 5])
+    values = [case.op("cast", [v], dtype="f32") for v in (pooled, part, joined, flat)]
+    yield case, case.program(*values)
+
+
 def reals() -> Iterator[tuple[Case, Program]]:
     """All of them."""
     yield from linears()
     yield from convolutions()
     yield from attentions()
+    yield from halves()

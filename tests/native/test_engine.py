@@ -19,7 +19,8 @@ from pennyweight.runtime import library
 from pennyweight.runtime.engine import Engine
 
 ISAS = library.supported_isas()
-CASES = {c.name: (c, p) for family in programs.EXACT for c, p in family()}
+CASES = {c.name: (c, p) for family in (*programs.EXACT, programs_real.conversions) for c, p in family()}
+ROUNDED = {c.name: (c, p) for c, p in programs_real.roundings()}
 INEXACT = {c.name: (c, p) for family in (programs.inexact, programs_real.reals) for c, p in family()}
 
 
@@ -68,6 +69,22 @@ def test_close(name):
                 atol=2e-5 * max(1.0, float(np.abs(value).max())),
                 err_msg=f"{key} {isa}",
             )
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounded(name):
+    case, program = ROUNDED[name]
+    verify(program)
+    want = interpret(program, case.inputs)
+    for isa in ISAS:
+        got = run(program, case.inputs, isa, 2)
+        for key, value in want.items():
+            largest = float(np.abs(value).max())
+            np.testing.assert_allclose(
+                got[key], value, rtol=2**-7, atol=2**-8 * largest, err_msg=f"{key} {isa}"
+            )
+            near = np.isclose(got[key], value, rtol=1e-5, atol=1e-5 * largest)
+            assert near.mean() > 0.97, f"{key} {isa}: {1 - near.mean():.3f} rounded otherwise"
 
 
 def test_every_op_has_a_case():

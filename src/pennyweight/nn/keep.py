@@ -1,13 +1,16 @@
-"""Layers kept in half precision: weights stored in 16 bits, products in float32."""
+"""Layers kept in half precision: weights in 16 bits, sums in float32, operands rounded to bf16 where asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pennyweight.errors import UnrealisableSite
+from pennyweight.graph import ops
 from pennyweight.nn import twins
 from pennyweight.plan import LayerPlan
 
@@ -34,11 +37,34 @@ class HalfWeight(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the float layer."""
+        if self.layer.narrow:
+            args = narrowed(args, 1)
         inner: Any = self.__dict__["inner"]
         inner.__dict__["weight"] = cast("Tensor", self.weight).float()
-        if "bias" not in inner.__dict__ and hasattr(self, "bias"):
-            inner.__dict__["bias"] = self.bias
+        inner.__dict__["bias"] = (
+            self.bias
+        )  # every time: the last call may have been traced with other tensors
         return inner.forward(*args, **kwargs)
+
+
+def narrowed(values: Sequence[Any], count: int) -> tuple[Any, ...]:
+    """The first values, where they are float32 tensors, rounded to bf16 and back."""
+    rounds = [i < count and isinstance(v, Tensor) and v.dtype == torch.float32 for i, v in enumerate(values)]
+    return tuple(v.bfloat16().float() if r else v for v, r in zip(values, rounds, strict=True))
+
+
+class NarrowCall(nn.Module):
+    """A product of function operands, each rounded to bf16 first: `a @ b`, attention, `F.linear` and the like."""
+
+    def __init__(self, layer: LayerPlan) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call `func` on rounded operands."""
+        flat, tree = tree_flatten((args, kwargs))
+        args, kwargs = tree_unflatten(narrowed(flat, 3 if self.layer.kind in ops.ATTENTION else 2), tree)
+        return func(*args, **kwargs)
 
 
 class KeepFamily:

@@ -231,6 +231,8 @@ def _to(b: Builder, args: Any, kwargs: Any) -> Any:
     x = b.value(x)
     if target == x.dtype:
         return x
+    if target == "bf16" and x.dtype == "f32":
+        return b.shaped(b.emit("cast", [x], dtype="bf16"), x.shape)
     if target not in ("f32", "i64", "bool"):
         raise LowerError(f"a conversion to {dtype} has no program form", site=b.site, hint=b.where)
     return b.shaped(b.emit("cast", [x], dtype=target), x.shape)

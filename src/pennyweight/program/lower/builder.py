@@ -111,6 +111,11 @@ class Builder:
         self.types.update(zip(outputs, results, strict=True))
         return [Value(n, t.shape, t.dtype) for n, t in zip(outputs, results, strict=True)]
 
+    def made_from(self, value: Value) -> str:
+        """The dtype that a value was cast from, or ""."""
+        cast = next((op for op in reversed(self.program.ops) if value.name in op.outputs), None)
+        return self.types[cast.inputs[0]].dtype if cast is not None and cast.kind == "cast" else ""
+
     def shaped(self, value: Value, shape: Sequence[Dim]) -> Value:
         """The same value with its symbolic sizes known."""
         return Value(value.name, tuple(shape), value.dtype)

@@ -186,7 +186,10 @@ def _attention(b: Builder, args: Any, kwargs: Any) -> Value:
         scores = b.emit("binary", [scores, float_mask(b, keep)], fn="add")
     if mask is not None:
         scores = b.emit("binary", [scores, float_mask(b, b.value(mask))], fn="add")
-    return b.emit("matmul_f32", [b.emit("softmax", [scores]), v], transpose_b=False)
+    shares = b.emit("softmax", [scores])
+    if b.made_from(v) == "bf16":  # values were rounded: their factors are too
+        shares = b.emit("cast", [b.emit("cast", [shares], dtype="bf16")], dtype="f32")
+    return b.emit("matmul_f32", [shares, v], transpose_b=False)
 
 
 @handles("aten.embedding.default")

@@ -59,7 +59,16 @@ def real(operand: Any) -> Array:
         if operand.dtype == "bf16":
             return (operand.data.astype(np.uint32) << 16).view(np.float32)
         return operand.data.astype(np.float32)
+    if operand.dtype == np.uint16:  # no other dtype is held so
+        return (operand.astype(np.uint32) << 16).view(np.float32)  # type: ignore[no-any-return]
     return operand.astype(np.float32, copy=False)  # type: ignore[no-any-return]
+
+
+def halved(x: Array) -> Array:
+    """float32 rounded to bf16, to nearest, ties to even; held as its 16 bits. A NaN stays one, and quiet."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), bits >> 16 | 0x40, rounded).astype(np.uint16)
 
 
 def require(condition: bool, what: str) -> None:
@@ -105,6 +114,7 @@ __all__ = [
     "definitions",
     "elementwise",
     "grouped",
+    "halved",
     "integer",
     "movement",
     "normalize",

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 
 from pennyweight.program.ir import Array, TensorType, numpy_dtype
-from pennyweight.program.ops import Attrs, Operands, Types, array, broadcast, define, real, require, want
+from pennyweight.program.ops import (
+    Attrs,
+    Operands,
+    Types,
+    array,
+    broadcast,
+    define,
+    halved,
+    real,
+    require,
+    want,
+)
 from pennyweight.program.ops.functions import UNARY
 
 ARITHMETIC: dict[str, Callable[..., Any]] = {
@@ -77,18 +88,26 @@ class Binary:
 
 @define("cast", "dtype")
 class Cast:
-    """Convert between f32, i64 and bool; floats are cut towards zero. Any -> dtype."""
+    """Convert between f32, i64 and bool; floats are cut towards zero. Any -> dtype.
+
+    f32 -> bf16 rounds to nearest, ties to even.
+    """
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """Same shape."""
-        require(attrs["dtype"] in ("f32", "i64", "bool"), f"cast to {attrs['dtype']}")
+        require(attrs["dtype"] in ("f32", "i64", "bool", "bf16"), f"cast to {attrs['dtype']}")
+        if attrs["dtype"] == "bf16":
+            return [TensorType("bf16", want(types[0], "f32"))]
         return [TensorType(attrs["dtype"], want(types[0], "f32", "f16", "bf16", "i64", "i32", "bool"))]
 
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:
         """See the class."""
-        v = real(x[0]) if getattr(x[0], "dtype", None) in ("f16", "bf16") else array(x[0])
+        if a["dtype"] == "bf16":
+            return [halved(real(x[0]))]
+        v = array(x[0])
+        v = real(x[0]) if v.dtype in (np.float16, np.uint16) else v
         return [v.astype(numpy_dtype(a["dtype"]))]
 
 

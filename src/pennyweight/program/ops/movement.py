@@ -9,7 +9,8 @@ import numpy as np
 from pennyweight.program.ir import Array, TensorType
 from pennyweight.program.ops import Attrs, Operands, Types, array, broadcast, define, require, want
 
-ANY = ("f32", "u8", "i8", "i32", "i64", "bool")
+FILLED = ("f32", "u8", "i8", "i32", "i64", "bool")  # what a stated value may stand beside
+ANY = (*FILLED, "bf16")
 
 
 @define("reshape", "shape")
@@ -110,7 +111,7 @@ class Pad:
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """Sizes grown."""
-        shape, pads = want(types[0], *ANY), attrs["pads"]
+        shape, pads = want(types[0], *FILLED), attrs["pads"]
         n = len(shape)
         require(len(pads) == 2 * n and all(p >= 0 for p in pads), f"pads {pads} for rank {n}")
         return [TensorType(types[0].dtype, tuple(s + pads[i] + pads[n + i] for i, s in enumerate(shape)))]
@@ -232,7 +233,7 @@ class Stuff:
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """Sizes `(n - 1) * factor + 1`."""
-        shape = want(types[0], *ANY)
+        shape = want(types[0], *FILLED)
         require(
             len(attrs["factors"]) == len(shape) and all(f > 0 for f in attrs["factors"]),
             "one factor per axis",

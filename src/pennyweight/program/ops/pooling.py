@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pennyweight.program.ir import Array, TensorType
-from pennyweight.program.ops import Attrs, Operands, Types, array, define, require, want
+from pennyweight.program.ops import Attrs, Operands, Types, array, define, halved, real, require, want
 from pennyweight.program.ops.normalize import reduced
 from pennyweight.program.ops.products import pad_space, window_sizes, windows
 
@@ -31,21 +31,24 @@ def pool_type(shape: tuple[int, ...], attrs: Attrs, dilation: list[int]) -> tupl
 
 @define("max_pool", "kernel stride pads dilation")
 class MaxPool:
-    """Greatest entry of each window; padding never wins. u8 or f32 [N, *space, C] -> same dtype [N, *out, C]."""
+    """Greatest entry of each window; padding never wins. u8, f32 or bf16 [N, *space, C] -> same dtype [N, *out, C]."""
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[N, *out, C]."""
-        shape = want(types[0], "u8", "f32")
+        shape = want(types[0], "u8", "f32", "bf16")
         return [TensorType(types[0].dtype, pool_type(shape, attrs, attrs["dilation"]))]
 
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:
         """See the class."""
         v = array(x[0])
+        half = v.dtype == np.uint16
+        v = real(v) if half else v
         low = 0 if v.dtype == np.uint8 else -np.inf
         view = windows(pad_space(v, a["pads"], low), a["kernel"], a["stride"], a["dilation"])
-        return [view.max(axis=tuple(range(v.ndim, view.ndim)))]
+        y = view.max(axis=tuple(range(v.ndim, view.ndim)))
+        return [halved(y) if half else y]
 
 
 @define("sum_pool", "zero kernel stride pads")

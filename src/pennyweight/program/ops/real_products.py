@@ -14,33 +14,46 @@ from pennyweight.program.ops.products import conv_type, convolve, matmul_type, p
 REALS = ("f32", "f16", "bf16")
 
 
+def factors(x: Any, w: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of activations, f32 or bf16, and weights; bf16 multiplies bf16."""
+    shapes = want(x, "f32", "bf16"), want(w, *REALS)
+    require(x.dtype != "bf16" or w.dtype == "bf16", f"activations are bf16, the weight is {w.dtype}")
+    return shapes
+
+
 @define("conv_f32", "stride pads dilation groups", exact=False)
 class ConvF32:
-    """`y = conv(x, w) + bias`. x f32 [N, *space, C], w real [O, C / groups, *kernel] -> f32 [N, *out, O]."""
+    """`y = conv(x, w) + bias`. x f32 [N, *space, C], w real [O, C / groups, *kernel] -> f32 [N, *out, O].
+
+    x may be bf16 where w is: products of such numbers are exact in f32, which they are summed in.
+    """
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[N, *out, O]."""
-        weight = want(types[1], *REALS)
+        x, weight = factors(types[0], types[1])
         if len(types) > 2 and types[2] is not None:
             require(want(types[2], "f32") == (weight[0],), "the bias does not fit the outputs")
-        return [TensorType("f32", conv_type(want(types[0], "f32"), weight, attrs))]
+        return [TensorType("f32", conv_type(x, weight, attrs))]
 
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:
         """See the class."""
-        y = convolve(pad_space(array(x[0]), a["pads"], 0.0), real(x[1]), a)
+        y = convolve(pad_space(real(x[0]), a["pads"], 0.0), real(x[1]), a)
         return [y + real(x[2]) if len(x) > 2 and x[2] is not None else y]
 
 
 @define("linear_f32", exact=False)
 class LinearF32:
-    """`y = x w^T + bias`. x f32 [..., I], w f32, f16 or bf16 [O, I], bias f32 [O] or absent -> f32 [..., O]."""
+    """`y = x w^T + bias`. x f32 [..., I], w f32, f16 or bf16 [O, I], bias f32 [O] or absent -> f32 [..., O].
+
+    x may be bf16 where w is.
+    """
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[..., O]."""
-        x, weight = want(types[0], "f32"), want(types[1], *REALS)
+        x, weight = factors(types[0], types[1])
         require(len(weight) == 2 and len(x) > 0 and x[-1] == weight[1], f"x {x} does not fit w {weight}")
         if len(types) > 2 and types[2] is not None:
             require(want(types[2], "f32") == (weight[0],), "the bias does not fit the outputs")
@@ -49,20 +62,20 @@ class LinearF32:
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:
         """See the class."""
-        y = array(x[0]) @ real(x[1]).T
+        y = real(x[0]) @ real(x[1]).T
         return [y + real(x[2]) if len(x) > 2 and x[2] is not None else y]
 
 
 @define("matmul_f32", "transpose_b", exact=False)
 class MatmulF32:
-    """`y = a b`, leading axes broadcast. f32 [..., M, K], f32 [..., K, N] -> f32 [..., M, N]."""
+    """`y = a b`, leading axes broadcast. Both f32 or both bf16, [..., M, K], [..., K, N] -> f32 [..., M, N]."""
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[..., M, N]."""
-        return [
-            TensorType("f32", matmul_type(want(types[0], "f32"), want(types[1], "f32"), attrs["transpose_b"]))
-        ]
+        a, b = want(types[0], "f32", "bf16"), want(types[1], "f32", "bf16")
+        require(types[0].dtype == types[1].dtype, f"operands are {types[0].dtype} and {types[1].dtype}")
+        return [TensorType("f32", matmul_type(a, b, attrs["transpose_b"]))]
 
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:

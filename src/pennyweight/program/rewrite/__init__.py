@@ -11,6 +11,7 @@ from pennyweight.program.rewrite.clean import drop_dead, fold_constants, join_eq
 from pennyweight.program.rewrite.fold import fold_scales
 from pennyweight.program.rewrite.fuse import fuse
 from pennyweight.program.rewrite.layout import sink_transposes
+from pennyweight.program.rewrite.narrow import narrow
 from pennyweight.program.rewrite.push import push_quantize
 
 
@@ -24,6 +25,7 @@ def optimize(program: Program) -> Program:
         program = drop_dead(join_equal(program))
         program = drop_dead(push_quantize(program))
         program = drop_dead(fuse(join_equal(program)))
+        program = drop_dead(narrow(join_equal(program)))
         if before == [(op.kind, op.inputs, op.outputs) for op in program.ops]:
             return program
 

@@ -35,6 +35,7 @@ def fold_constants(program: Program) -> Program:
                     "uint8": "u8",
                     "int8": "i8",
                     "bool": "bool",
+                    "uint16": "bf16",
                 }
                 for name, result in zip(op.outputs, results, strict=True):
                     constants[name] = Constant(
