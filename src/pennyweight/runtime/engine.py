@@ -210,13 +210,13 @@ class Engine:
                 raise KernelError(f"constant {name!r}: {lib.last_error(self.library)}")
             self.constant_numbers[name] = code
         self.most_plans, self.plans_made = plans, 0
-        self._plans: OrderedDict[tuple[tuple[int, ...], ...], Plan] = (
-            OrderedDict()
-        )  # least recently used first
+        # least recently used first; the last one found need not be moved
+        self._plans: OrderedDict[tuple[tuple[int, ...], ...], Plan] = OrderedDict()
+        self._last: Plan | None = None
         self._lock = threading.Lock()
 
     def __del__(self) -> None:
-        self._plans = OrderedDict()
+        self._plans, self._last = OrderedDict(), None
         if getattr(self, "model", None):
             self.library.pw_model_free(self.model)
 
@@ -228,14 +228,16 @@ class Engine:
         """As `plan`, the shapes in the order of the inputs. The least recently used plan makes room for a new one."""
         found = self._plans.get(shapes)
         if found is not None:
-            with suppress(KeyError):  # another thread may have thrown it out just now
-                self._plans.move_to_end(shapes)
+            if found is not self._last:
+                self._last = found
+                with suppress(KeyError):  # another thread may have thrown it out just now
+                    self._plans.move_to_end(shapes)
             return found
         symbols = self.program.bind(dict(zip(self.program.inputs, shapes, strict=True)))
         with self._lock:
             found = self._plans.get(shapes)
             if found is None:
-                found = self._plans[shapes] = Plan(self, symbols)
+                found = self._last = self._plans[shapes] = Plan(self, symbols)
                 self.plans_made += 1
                 while len(self._plans) > self.most_plans:
                     self._plans.popitem(last=False)
@@ -243,9 +245,9 @@ class Engine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name. Inputs: contiguous arrays of the declared dtypes."""
-        plan = self._plan_of(inputs)
-        results = plan.run([inputs[n] for n in self.program.inputs])
-        return {n: r for (n, _, _), r in zip(plan.outputs, results, strict=True)}
+        arrays = [inputs[n] for n in self.program.inputs]
+        results = self.plan_for(tuple([a.shape for a in arrays])).run(arrays)
+        return dict(zip(self.program.outputs, results, strict=True))
 
     def steps(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
         """What runs on inputs of these shapes, in order: op, site, kernel, macs, bytes, tasks."""
@@ -253,11 +255,11 @@ class Engine:
 
     def timed(self, inputs: Mapping[str, Array]) -> tuple[list[int], int, int]:
         """Run once: nanoseconds of each step, of the engine around them, and of the call."""
-        plan = self._plan_of(inputs)
-        arrays = [inputs[n] for n in self.program.inputs]
-        ns = (c.c_int64 * (plan.count + 1))()
+        ns = (c.c_int64 * (self._plan_of(inputs).count + 1))()
         before = time.perf_counter_ns()
-        plan.run(arrays, ns)
+        arrays = [inputs[n] for n in self.program.inputs]
+        results = self.plan_for(tuple([a.shape for a in arrays])).run(arrays, ns)
+        dict(zip(self.program.outputs, results, strict=True))  # all that `run` does
         wall = time.perf_counter_ns() - before
         *steps, around = ns
         return steps, around, wall
@@ -268,4 +270,4 @@ class Engine:
         return [{**step, "ns": t} for step, t in zip(self.steps(inputs), times, strict=True)]
 
     def _plan_of(self, inputs: Mapping[str, Array]) -> Plan:
-        return self.plan({n: inputs[n].shape for n in self.program.inputs})
+        return self.plan_for(tuple([inputs[n].shape for n in self.program.inputs]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -151,7 +151,8 @@ class Profile:
         wall_ns: a run with its steps timed, as its caller sees it; like all times here the median.
         plain_ns: a run without, measured in turns with the former.
         around_ns: within the engine, outside of steps: memory and threads borrowed and given back.
-        coverage: the part of the wall time that steps account for, by the runs' median.
+        coverage: the part of the wall time that layers account for, by the runs' median.
+        named: the same with `around_ns`; what is left is the call from Python.
         runs: how many were timed.
         threads, backend, isa, cpu: what ran where.
         float_source: how float times were measured; "" where they were not.
@@ -164,6 +165,7 @@ class Profile:
     plain_ns: float
     around_ns: float
     coverage: float
+    named: float
     runs: int
     threads: int
     backend: str
@@ -171,7 +173,7 @@ class Profile:
     cpu: str
     float_source: str = ""
     float_wall_ns: float | None = None
-    calibrated: bool = field(default=False)
+    calibrated: bool = False
 
     @property
     def slower_than_float(self) -> list[LayerTime]:
@@ -180,7 +182,7 @@ class Profile:
         return sorted(slow, key=lambda layer: (layer.float_ns or 0) - layer.ns)
 
     def rows(self) -> list[dict[str, Any]]:
-        """As table rows, one per layer and one for what lies between them."""
+        """As table rows, one per layer, and what lies around them."""
         rows: list[dict[str, Any]] = []
         for layer in self.layers:
             row: dict[str, Any] = {"layer": layer.site or "(model)", "op": layer.op, "kernel": layer.kernel}
@@ -193,19 +195,20 @@ class Profile:
                 row["float us"] = "" if layer.float_ns is None else round(layer.float_ns / 1e3, 1)
                 row["x"] = "" if layer.speedup is None else round(layer.speedup, 2)
             rows.append(row | {"verdict": layer.verdict})
-        rest = 1 - self.coverage
-        last = {
-            "layer": "(between layers)",
-            "us": round(rest * self.wall_ns / 1e3, 1),
-            "%": round(100 * rest, 1),
-        }
-        rows.append((dict.fromkeys(rows[0], "") if rows else {}) | last)
+        empty = dict.fromkeys(rows[0], "") if rows else {}
+        for name, part in (
+            ("(threads and memory)", self.named - self.coverage),
+            ("(call from Python)", 1 - self.named),
+        ):
+            us = round(part * self.wall_ns / 1e3, 1)
+            rows.append(empty | {"layer": name, "us": us, "%": round(100 * part, 1)})
         return rows
 
     def summary(self) -> str:
         """One line: the time of a run, and how much of it is named."""
         text = f"{self.plain_ns / 1e6:.3f} ms a run on {self.backend}"
-        text += f" ({self.isa}, {self.threads} threads), {100 * self.coverage:.1f} % of it in layers"
+        text += f" ({self.isa}, {self.threads} threads), {100 * self.named:.1f} % of it named, "
+        text += f"{100 * self.coverage:.1f} % in layers"
         if self.float_wall_ns is not None:
             text += f"; float: {self.float_wall_ns / 1e6:.3f} ms, {self.float_source}"
         if not self.calibrated:
@@ -225,19 +228,24 @@ class Times:
         steps: with the median of their times.
         samples: [runs, steps].
         walls: [runs], of the calls with their steps timed; plain: [calls], of those without.
-        around: median of the engine's work outside of steps.
+        around: [runs], the engine's work outside of steps.
     """
 
     steps: tuple[StepTime, ...]
     samples: Array
     walls: Array
     plain: Array
-    around: float
+    around: Array
 
     @property
     def coverage(self) -> float:
         """The part of the wall time that steps account for: the median over the runs."""
         return float(np.median(self.samples.sum(1) / np.maximum(self.walls, 1)))
+
+    @property
+    def named(self) -> float:
+        """The same, with what the engine does around the steps."""
+        return float(np.median((self.samples.sum(1) + self.around) / np.maximum(self.walls, 1)))
 
 
 def time_steps(
@@ -282,7 +290,7 @@ def _times(
     samples = np.array([ns for ns, _, _ in timed], np.float64).reshape(len(timed), len(what))
     steps = tuple(StepTime(**w, ns=float(t)) for w, t in zip(what, np.median(samples, 0), strict=True))
     walls = np.array([wall for _, _, wall in timed], np.float64)
-    around = float(np.median([a for _, a, _ in timed]))
+    around = np.array([a for _, a, _ in timed], np.float64)
     return Times(steps, samples, walls, np.array(plain, np.float64), around)
 
 
@@ -324,11 +332,21 @@ def profile_session(
     elif float_times is not None:
         floats = {site: np.array([ns]) for site, ns in float_times.items()}
     return Profile(
-        tuple(_layers(mine, floats, peaks, session)), float(np.median(mine.walls)), float(np.median(mine.plain)),
-        mine.around, mine.coverage, len(mine.walls), session.engine.threads, session.backend, session.engine.isa,
-        cpu_name(), float_source if floats is not None else "",
-        None if theirs is None else float(np.median(theirs.plain)), peaks is not None,
-    )  # fmt: skip
+        layers=tuple(_layers(mine, floats, peaks, session)),
+        wall_ns=float(np.median(mine.walls)),
+        plain_ns=float(np.median(mine.plain)),
+        around_ns=float(np.median(mine.around)),
+        coverage=mine.coverage,
+        named=mine.named,
+        runs=len(mine.walls),
+        threads=session.engine.threads,
+        backend=session.backend,
+        isa=session.engine.isa,
+        cpu=cpu_name(),
+        float_source=float_source if floats is not None else "",
+        float_wall_ns=None if theirs is None else float(np.median(theirs.plain)),
+        calibrated=peaks is not None,
+    )
 
 
 def by_site(times: Times, known: set[str]) -> dict[str, Array]:
