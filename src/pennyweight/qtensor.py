@@ -16,7 +16,12 @@ from pennyweight.errors import SpecError
 from pennyweight.formats import grids
 from pennyweight.spec import QuantSpec
 
-_SCALE_DTYPE = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_SCALE_DTYPE = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "e8m0": torch.float8_e8m0fnu,
+}
 
 
 @dataclass(frozen=True, slots=True)

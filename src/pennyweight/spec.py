@@ -13,8 +13,8 @@ from typing import Literal, cast
 from pennyweight.errors import SpecError
 
 ZeroKind = Literal["none", "int", "float"]
-ScaleFormat = Literal["fp32", "fp16", "bf16"]
-SCALE_BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16}
+ScaleFormat = Literal["fp32", "fp16", "bf16", "e8m0"]  # e8m0: powers of two from 2^-127 to 2^127
+SCALE_BITS: dict[str, int] = {"fp32": 32, "fp16": 16, "bf16": 16, "e8m0": 8}
 _ZERO_TEXT: dict[str, ZeroKind] = {"": "none", "+z": "int", "+zf": "float"}
 _TEXT = re.compile(
     r"(?P<grid>[a-z][a-z0-9_]*)\[(?P<block>[^\]]*)\](?P<zero>\+zf|\+z)?"
@@ -31,7 +31,7 @@ class QuantSpec:
 
     Text form (it round-trips): `int8[*]` per tensor, `int8n[1,*]` one scale per row, `int4[128]+z` groups of 128 with
     an integer zero point, `int8[4,4]` 2-D blocks, `int4[32]^fp16` half-precision scales, `nf4[64]^(uint8[*])` scales
-    that are quantized themselves.
+    that are quantized themselves, `fp4_e2m1[32]^e8m0` MXFP4, `fp4_e2m1[16]^(fp8_e4m3[*])` NVFP4.
 
     Args:
         grid: name of a registered grid.

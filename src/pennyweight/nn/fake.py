@@ -19,7 +19,7 @@ from pennyweight.spec import QuantSpec
 from pennyweight.stats import Statistic, stats
 from pennyweight.stats.moments import Moments
 
-_STORED = {"fp16": torch.float16, "bf16": torch.bfloat16}
+_STORED = {"fp16": torch.float16, "bf16": torch.bfloat16, "e8m0": torch.float8_e8m0fnu}
 
 
 class Quantizer(nn.Module):
