@@ -10,6 +10,8 @@ namespace pw {
 namespace {
 
 constexpr int kParts = 10, kTasksPerThread = 8;
+constexpr double kPart = 0.002;  // seconds at most: short enough that some are not disturbed by other work
+constexpr int64_t kPiece = int64_t(1) << 20;  // bytes read at a time
 
 using Work = std::function<double(int thread)>;  // returns what was done
 
@@ -59,7 +61,7 @@ int64_t nanoseconds(const std::function<void()>& f) {
 // Repeats of `f(repeats)` that fill one task of a part.
 int64_t repeats_for(double seconds, const std::function<void(int64_t)>& f) {
   int64_t n = 1;
-  const double wanted = 1e9 * seconds / (kParts * kTasksPerThread);
+  const double wanted = 1e9 * std::min(seconds / kParts, kPart) / kTasksPerThread;
   for (;;) {
     const double took = double(std::max<int64_t>(1, nanoseconds([&] { f(n); })));
     if (took > wanted / 4) return std::max<int64_t>(1, int64_t(double(n) * wanted / took));
@@ -71,8 +73,8 @@ int64_t repeats_for(double seconds, const std::function<void(int64_t)>& f) {
 
 double measure_macs(int isa, int kind, int threads, double seconds) {
   const Kernels& k = kernels_for(isa);
-  require(kind == 0 || kind == 1, "unknown kind of multiply-add");
-  const PeakFn fn = kind == 0 ? k.peak_i8 : k.peak_f32;
+  require(kind >= 0 && kind <= 2, "unknown kind of multiply-add");
+  const PeakFn fn = kind == 0 ? k.peak_i8 : kind == 1 ? k.peak_f32 : k.peak_bf16;
   const int64_t repeats = repeats_for(seconds, [&](int64_t n) { fn(n); });
   return best_rate(threads, [&](int) { return double(fn(repeats)); }, seconds);
 }
@@ -86,12 +88,21 @@ double measure_reads(int isa, int64_t bytes, int threads, double seconds) {
     buffers.emplace_back(bytes);
     std::memset(buffers.back().as<char>(), i + 1, size_t(bytes));
   }
-  const int64_t repeats = repeats_for(seconds, [&](int64_t n) {
-    for (int64_t i = 0; i < n; ++i) k.read(buffers[0].as<char>(), bytes);
-  });
+  // each thread reads its buffer round and round, a piece at a time; places are a cache line apart
+  std::vector<int64_t> places(size_t(threads) * 8);
+  const int64_t piece = std::min(bytes, kPiece);
+  const auto read_on = [&](int thread, int64_t pieces) {
+    int64_t& at = places[size_t(thread) * 8];
+    for (int64_t i = 0; i < pieces; ++i) {
+      if (at + piece > bytes) at = 0;
+      k.read(buffers[size_t(thread)].as<char>() + at, piece);
+      at += piece;
+    }
+  };
+  const int64_t repeats = repeats_for(seconds, [&](int64_t n) { read_on(0, n); });
   const auto work = [&](int thread) {
-    for (int64_t i = 0; i < repeats; ++i) k.read(buffers[size_t(thread)].as<char>(), bytes);
-    return double(repeats * bytes);
+    read_on(thread, repeats);
+    return double(repeats * piece);
   };
   return best_rate(threads, work, seconds);
 }

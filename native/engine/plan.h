@@ -180,7 +180,7 @@ struct Plan {
 void assign_places(Plan& plan);   // layout.cpp: halos, aliases, strides
 void build_steps(Plan& plan);     // build.cpp
 void plan_memory(Plan& plan);     // memory.cpp
-// measure.cpp: multiply-adds (0: int8, 1: float32) and bytes read per second
+// measure.cpp: multiply-adds (0: int8, 1: float32, 2: bf16) and bytes read per second
 double measure_macs(int isa, int kind, int threads, double seconds);
 double measure_reads(int isa, int64_t bytes, int threads, double seconds);
 void run_plan(Plan& plan, const void* const* inputs, void* const* outputs, int64_t* ns);

@@ -119,6 +119,7 @@ def test_every_kernel_runs():
         "fake_gradient",
         "peak_i8",
         "peak_f32",
+        "peak_bf16",
         "read",
     }
     for op, isa, symbol in library.kernels():

@@ -28,12 +28,8 @@ PAYS, EVEN, SLOWER, BANDWIDTH, OVERHEAD = (
 MOST = 0.75  # of the runs in which a layer must be slower, to be called so
 MARGIN = 1.05  # of times that count as different
 NEAR = 0.5  # of the bandwidth, from which on it is what bounds a layer
-_SETS = {
-    "scalar": "scalar",
-    "avx2": "avx2",
-    "avx512": "avx512vnni",
-    "amx": "amx",
-}  # namespace of a kernel's symbol
+# namespaces of kernels' symbols that are not called as their instruction set
+_SETS = {"avx512": "avx512vnni"}
 _F32 = ("f32", "gemm_codes")  # in the symbols of kernels that multiply floats
 _LAYERS = frozenset({"embedding", "decode"})  # without multiply-adds, but quantized by a rule of their own
 # work that exists because of codes and layouts alone
@@ -404,8 +400,8 @@ def _attainable(steps: Sequence[StepTime], peaks: Peaks, threads: int) -> tuple[
     for step in steps:
         count = max(1, min(threads, step.tasks))
         space, _, symbol = step.kernel.rpartition("::")
-        kind = "f32" if any(part in symbol for part in _F32) else "int8"
-        compute = step.macs / peaks.compute(kind, _SETS.get(space, ""), count)
+        kind = "bf16" if "bf16" in symbol else "f32" if any(part in symbol for part in _F32) else "int8"
+        compute = step.macs / peaks.compute(kind, _SETS.get(space, space), count)
         level, rate = peaks.bandwidth(step.bytes, count)
         side, seconds = ("compute", compute) if compute >= step.bytes / rate else (level, step.bytes / rate)
         sides[side] = sides.get(side, 0.0) + 1e9 * seconds
