@@ -86,7 +86,9 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Top-1 in percent."""
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+        right = sum(
+            int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True)
+        )
     return 100 * right / len(y)
 
 
@@ -99,7 +101,9 @@ class Epochs:
         self.step, self.before = 0, [torch.empty(0)]
 
     def __call__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in torch.randperm(len(self.y), generator=self.made)[: len(self.y) // BATCH * BATCH].split(BATCH):
+        for rows in torch.randperm(len(self.y), generator=self.made)[: len(self.y) // BATCH * BATCH].split(
+            BATCH
+        ):
             if self.model is not None and self.step == self.total - 50:
                 self.before = codes(self.model)
             self.step += 1
@@ -108,7 +112,9 @@ class Epochs:
 
 def main() -> None:
     """Train and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--epochs", type=int, nargs=2, default=(4, 3))
     parser.add_argument("--images", type=int, default=60_000)

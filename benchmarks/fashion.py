@@ -22,7 +22,9 @@ LISTING = Path(__file__).resolve().parents[1] / "examples" / "migration" / "eage
 
 def main() -> None:
     """Train, convert, save, run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, nargs=2, default=(6, 3))
     parser.add_argument("--out", type=Path, default=Path("qat_runs"))
     parser.add_argument("--threads", type=int, default=2)

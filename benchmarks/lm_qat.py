@@ -140,7 +140,9 @@ def run(args: argparse.Namespace) -> None:
     learn(more, train_ids, args.steps, args.lr, model)
     tuned = perplexity(more, test_ids)
     student = copy.deepcopy(model)
-    prepared = training.prepare(student, None, recipe(args.weight, "mse"), weight=args.method, input="clipped")
+    prepared = training.prepare(
+        student, None, recipe(args.weight, "mse"), weight=args.method, input="clipped"
+    )
     pw.calibrate(prepared, [])
     learn(prepared, train_ids, args.steps, args.lr, model)
     aware = perplexity(prepared, test_ids)
@@ -166,7 +168,10 @@ def make(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     learn(model, train_ids, args.steps, 1e-3, None)
     torch.save(model.state_dict(), folder / "bytes.pt")
-    print(f"bytes: perplexity {perplexity(model, test_ids):.3f}, {time.perf_counter() - start:.0f} s", flush=True)
+    print(
+        f"bytes: perplexity {perplexity(model, test_ids):.3f}, {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
 
 
 def step(args: argparse.Namespace) -> None:
@@ -194,7 +199,9 @@ def step(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("make", "run", "step"):
         sub = verbs.add_parser(verb)

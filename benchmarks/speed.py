@@ -216,7 +216,12 @@ def main() -> None:
             rows += compete(name, wanted, pythons, options.threads, options.rounds, work, options.batch)
             print(table([r for r in rows if r.network == name]) + "\n", flush=True)
     if options.json:
-        meta = {"cpu": cpu_name(), "threads": options.threads, "batch": options.batch, "rounds": options.rounds}
+        meta = {
+            "cpu": cpu_name(),
+            "threads": options.threads,
+            "batch": options.batch,
+            "rounds": options.rounds,
+        }
         options.json.write_text(json.dumps({**meta, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
 
 

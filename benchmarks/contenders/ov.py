@@ -33,7 +33,9 @@ def _model(name: str, work: Path, batch: int, quantized: bool) -> Any:
 def _compiled(name: str, threads: int, work: Path, batch: int, quantized: bool, **options: Any) -> Run:
     config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", **options}
     request = (
-        openvino.Core().compile_model(_model(name, work, batch, quantized), "CPU", config).create_infer_request()
+        openvino.Core()
+        .compile_model(_model(name, work, batch, quantized), "CPU", config)
+        .create_infer_request()
     )
     values = [x.numpy() for x in networks.inputs(name, 1, batch)]
     return lambda: np.asarray(next(iter(request.infer(values).values())))

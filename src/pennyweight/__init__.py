@@ -33,6 +33,8 @@ _PLACES = {
     "Journal": "journal",
     "lower": "program.lower",
     "Program": "program.ir",
+    "Tuned": "tune.ristretto",
+    "tune": "tune",
     "interpret": "program.interpret",
     "PennyweightError": "errors",
     "Session": "runtime.session",
@@ -57,12 +59,13 @@ if TYPE_CHECKING:
     from pennyweight.runtime.session import Session
     from pennyweight.spec import QuantSpec
     from pennyweight.storage import difference, load, save
+    from pennyweight.tune import Tuned, tune
 
 __all__ = [
     "Journal", "PennyweightError", "Plan", "Profile", "Program", "QParams", "QTensor", "QuantSpec",
-    "Recipe", "Rule", "Session", "Site", "calibrate", "chain", "compat", "compile", "convert", "difference",
+    "Recipe", "Rule", "Session", "Site", "Tuned", "calibrate", "chain", "compat", "compile", "convert", "difference",
     "errors", "exporters", "interpret", "journal", "load", "lower", "prepare", "presets", "profile",
-    "quantize", "record", "runtime", "save", "state", "training",
+    "quantize", "record", "runtime", "save", "state", "training", "tune",
 ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ SPECS = [
     "int4[*]+zf",
     "int2[*]",
 ]
-FREE = {"absmean", "power_of_two", "mx"}  # the scale is not that of a range within the data's
+FREE = {"absmean", "power_of_two", "mx", "fixed_point"}  # the scale is not that of a range within the data's
 CLIPPING = {"mean_minmax", "moving_minmax", "percentile", "mse", "entropy", "aciq"}  # may cut values off
 
 

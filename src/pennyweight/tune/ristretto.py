@@ -1,0 +1,148 @@
+"""Ristretto's search: halve the width of one group after the other, then combine what was accepted.
+
+Source: Gysel et al. 2018 (arXiv:1604.03168), section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pennyweight.errors import EmptyCalibration, SolverError
+from pennyweight.journal import Journal
+from pennyweight.pipeline import calibrate, convert, prepare
+from pennyweight.recipe import Recipe
+from pennyweight.tune.fixed_point import GROUPS, Simulated, Widths, fixed_point_recipe
+
+PARAMETERS = {
+    "fixed_point": (16, 8, 4, 2),
+    "power_of_two": (4, 3),
+}  # widths of weights that are tried, in this order
+ACTIVATIONS = (16, 8, 4, 2)
+WIDEST = 8  # of what integer kernels take
+
+
+@dataclass
+class Tuned:
+    """What a search found.
+
+    Attributes:
+        model: converted; runs, saves and lowers as any other.
+        recipe: what made it, to quantize or fine-tune with.
+        widths: bits by group.
+        float_accuracy, simulated_accuracy, accuracy: of the float model, of the simulated one, of the integers.
+        rows: integer and fractional length of every site.
+        journal: a `trial` event for each model that was evaluated.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    widths: dict[str, int]
+    float_accuracy: float
+    simulated_accuracy: float
+    accuracy: float
+    rows: list[dict[str, Any]]
+    journal: Journal
+
+    def table(self) -> Any:
+        """The rows as a `rich.table.Table`."""
+        from rich.table import Table
+
+        title = f"float {self.float_accuracy:.4g}, integers {self.accuracy:.4g}"
+        table = Table("site", "group", title=title)
+        for column in ("bits", "IL", "FL"):
+            table.add_column(column, justify="right")
+        for row in self.rows:
+            table.add_row(*(str(row[k]) for k in ("site", "group", "bits", "IL", "FL")))
+        return table
+
+
+def search(
+    model: nn.Module,
+    batches: list[Any],
+    evaluate: Callable[[nn.Module], float],
+    goal: float,
+    *,
+    parameters: str = "fixed_point",
+    progress: bool = False,
+    journal: Journal | None = None,
+) -> Tuned:
+    """Try widths for each group with the others in float, halving while the loss is at most `goal`; then all together.
+
+    Where the groups together lose more than `goal`, the narrowest of them is widened by one step, and of several the
+    one that lost most alone, until they do not. The result is converted, and evaluated on its integers. Arguments and
+    errors: see `tune`.
+    """
+    if not batches:
+        raise EmptyCalibration(
+            "fixed point needs data to find integer lengths", hint="Pass some ten batches."
+        )
+    log = Journal() if journal is None else journal
+    shown = _printer(progress)
+    ladders = {GROUPS[0]: PARAMETERS[parameters], GROUPS[1]: PARAMETERS[parameters], GROUPS[2]: ACTIVATIONS}
+    simulated = Simulated(model, batches, parameters, log)
+
+    def measured(widths: Widths, what: str) -> float:
+        with torch.no_grad():
+            accuracy = float(evaluate(simulated.set(widths)))
+        log.add("trial", what, accuracy=accuracy, **{g: b or 32 for g, b in widths.items()})
+        shown(f"{what:>14}  {', '.join(f'{g} {b}' for g, b in widths.items()) or 'float'}: {accuracy:.4g}")
+        return accuracy
+
+    baseline = measured({}, "float")
+    accepted: dict[str, int] = {}
+    alone: dict[tuple[str, int], float] = {}
+    for group in simulated.groups():
+        for bits in ladders[group]:
+            alone[group, bits] = measured({group: bits}, "alone")
+            if baseline - alone[group, bits] > goal:
+                break
+            accepted[group] = bits
+        if accepted.get(group, 99) > WIDEST and alone.get((group, WIDEST)) is None:
+            raise SolverError(
+                f"{group} lose more than {goal} already at {ladders[group][0]} bits",
+                hint="Accept a greater loss, or fine-tune.",
+            )
+        accepted[group] = min(accepted.get(group, WIDEST), WIDEST)
+    while True:
+        together = measured(accepted, "together")
+        if baseline - together <= goal:
+            break
+        narrow = [g for g in accepted if accepted[g] < min(WIDEST, ladders[g][0])]
+        if not narrow:
+            raise SolverError(
+                f"the accuracy falls by {baseline - together:.4g}, more than {goal}, at {accepted}",
+                hint="Accept a greater loss, or fine-tune.",
+            )
+        worst = min(narrow, key=lambda g: (accepted[g], alone[g, accepted[g]]))
+        accepted[worst] = ladders[worst][ladders[worst].index(accepted[worst]) - 1]
+    widest = 8 if parameters == "fixed_point" else 4
+    recipe = fixed_point_recipe(
+        parameters,
+        accepted.get(GROUPS[0], widest),
+        accepted.get(GROUPS[1], widest),
+        accepted.get(GROUPS[2], WIDEST),
+    )
+    integers = convert(calibrate(prepare(model, batches[0], recipe), batches, progress=False))
+    with torch.no_grad():
+        accuracy = float(evaluate(integers))
+    log.add("trial", "integers", accuracy=accuracy, **accepted)
+    done = Tuned(integers, recipe, accepted, baseline, together, accuracy, simulated.table(accepted), log)
+    if progress:
+        from rich.console import Console
+
+        Console().print(done.table())
+    return done
+
+
+def _printer(show: bool) -> Callable[[str], None]:
+    if not show:
+        return lambda text: None
+    from rich.console import Console
+
+    console = Console()
+    return lambda text: console.print(text, highlight=False)
