@@ -51,6 +51,7 @@ struct Slot;
   void gru(const GruArgs&);                               \
   void gemm_f32(const GemmF32Args&);                      \
   void depthwise_f32(const DepthwiseF32Args&);            \
+  void depthwise_bf16(const DepthwiseF32Args&);           \
   void gemm_bf16(const GemmBf16Args&);                    \
   void to_bf16(const ConvertArgs&);                       \
   void widen_bf16(const ConvertArgs&);                    \

@@ -340,11 +340,10 @@ using ConvertFn = void (*)(const ConvertArgs&);
 // One row of results of a depthwise convolution in floats, channels last. All distances in elements.
 // Packed weights: for each block of 16 channels, for each tap: 16 floats.
 struct DepthwiseF32Args {
-  const void* x = nullptr;         // first input row of this result row, first column, first channel
+  const void* x = nullptr;         // f32 or bf16: first input row of this result row, first column, first channel
   int64_t tap_row = 0, tap_pixel = 0;  // between the taps of a window
   int64_t x_pixel = 0;             // between the first input columns of neighbouring results
   int kernel_h = 0, kernel_w = 0;
-  bool x_bf16 = false;
   const float* w = nullptr;
   int channels = 0;
   int width = 0;                   // result columns
@@ -352,7 +351,8 @@ struct DepthwiseF32Args {
   int64_t y_pixel = 0;
   RealTail tail;                   // its rows are result columns
 };
-using DepthwiseF32Fn = void (*)(const DepthwiseF32Args&);
+using DepthwiseF32Fn = void (*)(const DepthwiseF32Args&);  // depthwise_f32: x is f32
+// depthwise_bf16: x is bf16; weights in blocks of 32 channels: for each tap those of the even ones, then of the odd ones.
 
 // Float rows times stored codes, decoded in registers:
 //   y[m][n] = sum_g scale[g][n] * sum_{k in g} x[m][k] * (code[n][k] - zero[g][n])  (+ bias[n])

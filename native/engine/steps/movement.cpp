@@ -26,8 +26,12 @@ struct CopyStep : Step {
     if (axis == dims.size()) return copy_one(x, y);
     const int64_t n = dims[axis], xs = from_strides[axis] * size, ys = to_strides[axis] * size;
     if (axis + 1 == dims.size()) return run_of(x, y, n, xs, ys);
-    if (axis + 2 == dims.size() && ys != size && to_strides[axis + 1] == 1 && xs == size && size == 1)
-      return transpose_bytes(x, y, n, dims[axis + 1], ys, from_strides[axis + 1]);
+    if (axis + 2 == dims.size() && ys != size && to_strides[axis + 1] == 1 && xs == size) {
+      const int64_t m = dims[axis + 1], to = to_strides[axis], from = from_strides[axis + 1];
+      if (size == 1) return transposed<uint8_t>(x, y, n, m, to, from);
+      if (size == 2) return transposed<uint16_t>(x, y, n, m, to, from);
+      if (size == 4) return transposed<uint32_t>(x, y, n, m, to, from);
+    }
     for (int64_t i = 0; i < n; ++i) level(axis + 1, x + i * xs, y + i * ys);
   }
 
@@ -47,8 +51,16 @@ struct CopyStep : Step {
   }
 
   // y[i * ys + j] = x[i + j * xs], in blocks that stay in the first cache
-  static void transpose_bytes(const char* x, char* y, int64_t n, int64_t m, int64_t ys, int64_t xs) {
+  template <class T>
+  static void transposed(const char* from, char* to, int64_t n, int64_t m, int64_t ys, int64_t xs) {
     constexpr int64_t kBlock = 32;
+    const T* x = reinterpret_cast<const T*>(from);
+    T* y = reinterpret_cast<T*>(to);
+    if (m <= 4) {  // the channels of an image
+      for (int64_t j = 0; j < m; ++j)
+        for (int64_t i = 0; i < n; ++i) y[i * ys + j] = x[i + j * xs];
+      return;
+    }
     for (int64_t i0 = 0; i0 < n; i0 += kBlock)
       for (int64_t j0 = 0; j0 < m; j0 += kBlock)
         for (int64_t i = i0; i < std::min(n, i0 + kBlock); ++i)
@@ -60,6 +72,7 @@ struct FillStep : Step {
   int to;
   int64_t size;
   char pattern[8];
+  bool zeros = false;
   std::vector<std::pair<int64_t, int64_t>> ranges;  // first element and number of elements, from the memory's start
   bool whole_root = false;
   int64_t root_offset = 0;
@@ -67,8 +80,8 @@ struct FillStep : Step {
   void run(const Run& r, int, int) const override {
     char* y = r.at<char>(to) - root_offset * size;
     for (const auto& [first, n] : ranges) {
-      if (size == 1) {
-        std::memset(y + first, pattern[0], size_t(n));
+      if (size == 1 || zeros) {
+        std::memset(y + first * size, pattern[0], size_t(n * size));
       } else {
         for (int64_t i = 0; i < n; ++i) std::memcpy(y + (first + i) * size, pattern, size_t(size));
       }
@@ -85,6 +98,7 @@ void set_pattern(FillStep& s, int dtype, double value) {
     case PW_I64: { const int64_t v = int64_t(value); std::memcpy(s.pattern, &v, 8); break; }
     default: s.pattern[0] = char(int(value));
   }
+  s.zeros = std::all_of(s.pattern, s.pattern + sizeof s.pattern, [](char c) { return c == 0; });
 }
 
 // Fills a padded region whose code is known only at run time.

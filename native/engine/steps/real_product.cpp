@@ -254,7 +254,6 @@ struct FloatDepthwiseStep : Step {
 
   void run(const Run& r, int task, int thread) const override {
     DepthwiseF32Args d;
-    d.x_bf16 = x_bf16;
     d.tap_row = xs.axis[1] * g.dilation[1];
     d.tap_pixel = xs.axis[2] * g.dilation[2];
     d.kernel_h = int(g.kernel[1]);
@@ -289,15 +288,18 @@ struct FloatDepthwiseStep : Step {
   }
 };
 
-Packed pack_depthwise(const float* w, int64_t channels, int64_t kernel) {
+// `width`: channels of a block, 16, or 32 with even and odd ones apart.
+Packed pack_depthwise(const float* w, int64_t channels, int64_t kernel, int64_t width) {
   Packed p;
-  p.block = kernel * 16;
-  const int64_t blocks = (channels + 15) / 16;
+  p.block = kernel * width;
+  const int64_t blocks = (channels + width - 1) / width;
   p.codes = Buffer(blocks * p.block * 4);
   float* out = p.codes.as<float>();
   std::memset(out, 0, size_t(blocks * p.block * 4));
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t k = 0; k < kernel; ++k) out[c / 16 * p.block + k * 16 + c % 16] = w[c * kernel + k];
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t lane = width == 16 ? c % 16 : c % 2 * 16 + c % 32 / 2;
+    for (int64_t k = 0; k < kernel; ++k) out[c / width * p.block + k * width + lane] = w[c * kernel + k];
+  }
   return p;
 }
 
@@ -305,11 +307,12 @@ void build_depthwise(Builder& b, const OpNode& op, FloatTail tail, const Geometr
   Plan& plan = b.plan;
   auto step = std::make_unique<FloatDepthwiseStep>();
   const int64_t kernel = g.kernel[1] * g.kernel[2];
-  step->packed = packed_weights(plan, op.in[1], "depthwise_f32", [&] {
-    return pack_depthwise(float_weights(plan, op.in[1]).data(), g.in_channels, kernel);
+  const bool half = plan.values[x].dtype == PW_BF16;
+  step->packed = packed_weights(plan, op.in[1], half ? "depthwise_bf16" : "depthwise_f32", [&] {
+    return pack_depthwise(float_weights(plan, op.in[1]).data(), g.in_channels, kernel, half ? 32 : 16);
   });
-  step->fn = plan.kernels->depthwise_f32;
-  step->x_bf16 = plan.values[x].dtype == PW_BF16;
+  step->fn = half ? plan.kernels->depthwise_bf16 : plan.kernels->depthwise_f32;
+  step->x_bf16 = half;
   if (tail.after && tail.out_bf16) {
     step->narrow = plan.kernels->to_bf16;
     step->scratch = g.out[2] * g.in_channels * 4;
@@ -325,7 +328,7 @@ void build_depthwise(Builder& b, const OpNode& op, FloatTail tail, const Geometr
   const int64_t pieces = plan.threads > 1 && step->macs > 50000 ? std::min<int64_t>(rows, plan.threads * 4) : 1;
   step->rows_per_task = (rows + pieces - 1) / pieces;
   step->tasks = int((rows + step->rows_per_task - 1) / step->rows_per_task);
-  describe(*step, plan, op, tail, x, plan.kernels->row[k_depthwise_f32]);
+  describe(*step, plan, op, tail, x, plan.kernels->row[half ? k_depthwise_bf16 : k_depthwise_f32]);
   step->tail = std::move(tail);
   b.add(std::move(step));
 }

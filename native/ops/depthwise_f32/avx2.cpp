@@ -21,7 +21,7 @@ void pixels(const DepthwiseF32Args& d, int first, int channel) {
       const int64_t from = x + ky * d.tap_row + kx * d.tap_pixel;
 #pragma GCC unroll 8
       for (int i = 0; i < P; ++i)
-        acc[i] = _mm256_fmadd_ps(load_real(d.x, from + i * d.x_pixel, d.x_bf16, left), tap, acc[i]);
+        acc[i] = _mm256_fmadd_ps(load_real(d.x, from + i * d.x_pixel, false, left), tap, acc[i]);
     }
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i)

@@ -7,26 +7,6 @@
 namespace pw::avx512 {
 namespace {
 
-template <bool Half, bool Whole>
-PW_REAL_INLINE __m512 values(const void* x, int64_t at, __mmask16 mask) {
-  if constexpr (Half && Whole)
-    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(x) + at)));
-  else if constexpr (Whole) return _mm512_loadu_ps(static_cast<const float*>(x) + at);
-  else return load_real(x, at, Half, mask);
-}
-
-template <int P, bool Half, bool Whole>
-PW_REAL_INLINE void sums(const DepthwiseF32Args& d, int64_t x, const float* w, __mmask16 mask, __m512 (&acc)[P]) {
-  for (int ky = 0; ky < d.kernel_h; ++ky)
-    for (int kx = 0; kx < d.kernel_w; ++kx, w += 16) {
-      const __m512 tap = _mm512_loadu_ps(w);
-      const int64_t from = x + ky * d.tap_row + kx * d.tap_pixel;
-#pragma GCC unroll 8
-      for (int i = 0; i < P; ++i)
-        acc[i] = _mm512_fmadd_ps(values<Half, Whole>(d.x, from + i * d.x_pixel, mask), tap, acc[i]);
-    }
-}
-
 template <int P>
 void pixels(const DepthwiseF32Args& d, int first, int channel) {
   const __mmask16 mask = first16(d.channels - channel);
@@ -34,14 +14,20 @@ void pixels(const DepthwiseF32Args& d, int first, int channel) {
   __m512 acc[P];
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i) acc[i] = _mm512_setzero_ps();
-  const int64_t x = first * d.x_pixel + channel;
-  if (d.x_bf16) {
-    if (mask == 0xffff) sums<P, true, true>(d, x, w, mask, acc);
-    else sums<P, true, false>(d, x, w, mask, acc);
-  } else {
-    if (mask == 0xffff) sums<P, false, true>(d, x, w, mask, acc);
-    else sums<P, false, false>(d, x, w, mask, acc);
-  }
+  const float* x = static_cast<const float*>(d.x) + first * d.x_pixel + channel;
+  for (int ky = 0; ky < d.kernel_h; ++ky)
+    for (int kx = 0; kx < d.kernel_w; ++kx, w += 16) {
+      const __m512 tap = _mm512_loadu_ps(w);
+      const float* from = x + ky * d.tap_row + kx * d.tap_pixel;
+      if (mask == 0xffff) {
+#pragma GCC unroll 8
+        for (int i = 0; i < P; ++i) acc[i] = _mm512_fmadd_ps(_mm512_loadu_ps(from + i * d.x_pixel), tap, acc[i]);
+      } else {
+#pragma GCC unroll 8
+        for (int i = 0; i < P; ++i)
+          acc[i] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, from + i * d.x_pixel), tap, acc[i]);
+      }
+    }
 #pragma GCC unroll 8
   for (int i = 0; i < P; ++i)
     store_real(d.tail, acc[i], first + i, channel, d.channels - channel, d.y, (first + i) * d.y_pixel + channel);

@@ -3,18 +3,15 @@
 
 namespace pw::scalar {
 
-static float value(const DepthwiseF32Args& d, int64_t at) {
-  return d.x_bf16 ? from_bf16(static_cast<const uint16_t*>(d.x)[at]) : static_cast<const float*>(d.x)[at];
-}
-
 void depthwise_f32(const DepthwiseF32Args& d) {
+  const float* x = static_cast<const float*>(d.x);
   for (int i = 0; i < d.width; ++i)
     for (int c = 0; c < d.channels; ++c) {
       const float* w = d.w + int64_t(c / 16) * d.kernel_h * d.kernel_w * 16 + c % 16;
       float sum = 0;
       for (int ky = 0; ky < d.kernel_h; ++ky)
         for (int kx = 0; kx < d.kernel_w; ++kx, w += 16)
-          sum += value(d, i * d.x_pixel + ky * d.tap_row + kx * d.tap_pixel + c) * *w;
+          sum += x[i * d.x_pixel + ky * d.tap_row + kx * d.tap_pixel + c] * *w;
       store_real(d.tail, sum, i, c, d.y, i * d.y_pixel + c);
     }
 }
