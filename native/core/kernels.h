@@ -264,19 +264,22 @@ struct BinaryArgs {
 };
 using BinaryFn = void (*)(const BinaryArgs&);
 
-struct LstmArgs {  // one row: gates [4n] from two products
-  const float* given;  // [4n]
-  const float* own;    // [4n]
+// One row of gates from two products, `gates` of sixteen units side by side: gate g of unit i is at
+// (i / 16 * gates + g) * 16 + i % 16.
+struct LstmArgs {  // gates i, f, g, o
+  const float* given;
+  const float* own;
   float* c;            // [n], in and out
   float* h;            // [n], out
   int n;
 };
 using LstmFn = void (*)(const LstmArgs&);
 
-struct GruArgs {
-  const float* given;  // [3n]
-  const float* own;    // [3n]
-  float* h;            // [n], in and out
+struct GruArgs {  // gates r, z, n
+  const float* given;
+  const float* own;
+  const float* before;  // [n], the state
+  float* h;             // [n], out
   int n;
 };
 using GruFn = void (*)(const GruArgs&);

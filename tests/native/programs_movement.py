@@ -112,6 +112,9 @@ def recurrents() -> Iterator[tuple[Case, Program]]:
     for kind, gates, (t, n, i, h), reverse, bias in (
         ("lstm", 4, (5, 3, 7, 9), False, True), ("lstm", 4, (200, 1, 24, 33), False, True), ("lstm", 4, (4, 17, 64, 16), True, False),
         ("gru", 3, (6, 2, 10, 20), False, True), ("gru", 3, (3, 5, 65, 17), True, False), ("gru", 3, (1, 1, 1, 1), False, True),
+        # large enough for several threads: few rows, many, and as many as one product of inputs takes
+        ("lstm", 4, (6, 1, 20, 370), False, True), ("lstm", 4, (3, 16, 33, 185), True, True),
+        ("gru", 3, (3, 130, 24, 121), False, True), ("gru", 3, (4, 2, 5, 450), True, False),
     ):  # fmt: skip
         case = Case(f"{kind} {t} {n} {i} {h} {reverse} {bias}")
         states = [case.floats(n, h, scale=0.5) for _ in range(2 if kind == "lstm" else 1)]

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "engine/build.h"
+#include "engine/ranged.h"
 #include "engine/rows.h"
 
 namespace pw {
@@ -171,24 +172,16 @@ struct DynamicStep : Step {
   int64_t rows, length;
   bool whole;
 
-  static void parameters(float lo, float hi, float* s, float* r, int32_t* z) {
-    float scale = (hi - lo) * (1.0f / 255.0f);
-    if (scale < 1e-30f) scale = 1.0f;
-    *s = scale;
-    *r = 1.0f / scale;
-    const float t = std::nearbyintf(-lo * *r);
-    *z = int32_t(t < 0 ? 0 : t > 255 ? 255 : t);
-  }
   void run(const Run& run, int task, int) const override {
     const int64_t from = rows * task / tasks, to = rows * (task + 1) / tasks;
     for (int64_t m = from; m < to; ++m) {
-      float lo = 0, hi = 0, r;
+      float lo = 0, hi = 0;
       const float* row = run.at<float>(x) + m * length;
       minmax({row, length, &lo, &hi});
-      float* s = run.at<float>(scale) + m;
-      int32_t* z = run.at<int32_t>(zero) + m;
-      parameters(lo, hi, s, &r, z);
-      quantize({row, run.at<uint8_t>(codes) + m * length, length, r, *z, 0, 255});
+      const Ranged ranged(lo, hi);
+      run.at<float>(scale)[m] = ranged.scale;
+      run.at<int32_t>(zero)[m] = ranged.zero;
+      quantize({row, run.at<uint8_t>(codes) + m * length, length, ranged.r, ranged.zero, 0, 255});
     }
   }
 };

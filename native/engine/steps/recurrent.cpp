@@ -1,61 +1,63 @@
-// LSTM and GRU layers on codes: one product for all inputs, then step by step.
+// LSTM and GRU layers on codes: one product for all inputs, then step by step. Threads share the units: each keeps its
+// part of the weights in its own cache for all steps, and tells the others its part of the state.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
+#include "engine/ranged.h"
 #include "engine/steps/product.h"
+#include "engine/team.h"
 
 namespace pw {
 namespace {
 
+constexpr int64_t kUnits = 16;            // of a block
+constexpr int64_t kShare = 256 * 1024;    // bytes of weights a step that make another thread worth the waiting
+constexpr int64_t kChunk = 128;           // rows of inputs multiplied at once
+
 int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// product(x): every row ranged, float32(acc) * sx * sw + b.
+// Hands out pieces of a step's scratch memory; with a null base it measures.
+struct Carve {
+  char* at;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    T* p = at ? reinterpret_cast<T*>(at + used) : nullptr;
+    used += padded(count * int64_t(sizeof(T)), 64);
+    return p;
+  }
+};
+
+// Rows ranged at run time: codes, and what they mean.
+struct Codes {
+  uint8_t* codes;
+  float* scales;
+  int32_t* zeros;
+};
+
+// product(x) = float32(acc) * sx * sw + b, its columns in the order of LstmArgs.
 struct Product {
   const Kernels* kernels;
   std::shared_ptr<const Packed> packed;
   std::vector<int32_t> bias;
   std::vector<float> scale, bias_f32;
-  int64_t k, n;
-  int k_align;
+  int64_t k, k_pad;
 
-  int64_t k_row() const { return padded(k, 64); }
-
-  struct Space {
-    uint8_t* codes;
-    float* scales;
-    int32_t* zeros;
-    int64_t *x_at, *y_at;
-  };
-  int64_t bytes(int64_t rows) const {
-    return padded(rows * k_row() + kSlack, 64) + 2 * padded(rows * 4, 64) + 2 * padded(rows * 8, 64);
+  int64_t row() const { return padded(k, 64); }
+  Codes carve(Carve& c, int64_t rows) const {
+    return {c.take<uint8_t>(rows * row() + kSlack), c.take<float>(rows), c.take<int32_t>(rows)};
   }
-  Space carve(char* at, int64_t rows) const {
-    Space s;
-    s.codes = reinterpret_cast<uint8_t*>(at);
-    at += padded(rows * k_row() + kSlack, 64);
-    s.scales = reinterpret_cast<float*>(at);
-    at += padded(rows * 4, 64);
-    s.zeros = reinterpret_cast<int32_t*>(at);
-    at += padded(rows * 4, 64);
-    s.x_at = reinterpret_cast<int64_t*>(at);
-    at += padded(rows * 8, 64);
-    s.y_at = reinterpret_cast<int64_t*>(at);
-    return s;
+  void quantize(const Codes& to, int64_t m, const float* x, float lo, float hi) const {
+    const Ranged ranged(lo, hi);
+    to.scales[m] = ranged.scale;
+    to.zeros[m] = ranged.zero;
+    kernels->quantize({x, to.codes + m * row(), k, ranged.r, ranged.zero, 0, 255});
   }
-
-  void run(const Space& s, const float* x, int64_t rows, float* y) const {
+  // Columns from `first` on; y is dense. x_at, y_at: room for [rows].
+  void run(const Codes& x, int64_t rows, int64_t first, int64_t columns, float* y, int64_t* x_at, int64_t* y_at) const {
     for (int64_t m = 0; m < rows; ++m) {
-      float lo = 0, hi = 0;
-      kernels->minmax({x + m * k, k, &lo, &hi});
-      float scale_of = (hi - lo) * (1.0f / 255.0f);
-      if (scale_of < 1e-30f) scale_of = 1.0f;
-      const float r = 1.0f / scale_of, t = std::nearbyintf(-lo * r);
-      s.scales[m] = scale_of;
-      s.zeros[m] = int32_t(t < 0 ? 0 : t > 255 ? 255 : t);
-      kernels->quantize({x + m * k, s.codes + m * k_row(), k, r, s.zeros[m], 0, 255});
-      s.x_at[m] = m * k_row();
-      s.y_at[m] = m * n;
+      x_at[m] = m * row();
+      y_at[m] = m * columns;
     }
     Epilogue e;
     e.out = Out::kF32;
@@ -63,40 +65,59 @@ struct Product {
     e.colsum = packed->colsum.data();
     e.multiplier = scale.data();
     e.bias_f32 = bias_f32.empty() ? nullptr : bias_f32.data();
-    e.row_zero = s.zeros;
-    e.row_scale = s.scales;
+    e.row_zero = x.zeros;
+    e.row_scale = x.scales;
     const int64_t segment = 0;
     GemmArgs g;
-    g.a = s.codes;
-    g.row_offset = s.x_at;
+    g.a = x.codes;
+    g.row_offset = x_at;
     g.m = int(rows);
     g.seg_offset = &segment;
     g.seg_len = int(k);
-    g.seg_pad = int(padded(k, k_align));
-    g.b = packed->codes.as<int8_t>();
+    g.seg_pad = int(k_pad);
+    g.b = packed->codes.as<int8_t>() + first / 16 * packed->block;
     g.b_block = packed->block;
-    g.n = int(n);
+    g.n = int(columns);
+    g.n0 = int(first);
     g.c = y;
-    g.c_offset = s.y_at;
-    g.r_offset = s.y_at;
+    g.c_offset = y_at;
+    g.r_offset = y_at;
     g.epilogue = &e;
     kernels->gemm(g);
   }
 };
 
-Product product_of(const Plan& plan, const OpNode& op, int weight, int scale, int bias) {
+// Gates of sixteen units side by side.
+template <class T>
+std::vector<T> by_units(const T* x, int64_t gates, int64_t hidden, int64_t row) {
+  std::vector<T> out(size_t(padded(hidden, kUnits) * gates * row), T(0));
+  for (int64_t g = 0; g < gates; ++g)
+    for (int64_t u = 0; u < hidden; ++u)
+      std::copy_n(x + (g * hidden + u) * row, row, out.data() + ((u / kUnits * gates + g) * kUnits + u % kUnits) * row);
+  return out;
+}
+
+Product product_of(const Plan& plan, const OpNode& op, int64_t gates, int weight, int scale, int bias) {
   const Value& w = plan.values[op.in[size_t(weight)]];
+  const int64_t hidden = w.dims[0] / gates, columns = padded(hidden, kUnits) * gates;
   Product p;
   p.kernels = plan.kernels;
-  p.n = w.dims[0];
   p.k = w.dims[1];
-  p.k_align = plan.k_align();
+  p.k_pad = padded(p.k, plan.k_align());
   const int8_t* codes = static_cast<const int8_t*>(plan.constant(op.in[size_t(weight)]).data);
-  const std::string key = std::to_string(w.index) + ":linear:" + std::to_string(plan.k_align());
-  p.packed = plan.model->packed(key, [&] { return pack_weights(codes, p.n, {0}, p.k, 1, p.k, plan.k_align()); });
-  p.bias.assign(size_t(padded(p.n, 64)), 0);
-  p.scale = columns_f32(plan, op.in[size_t(scale)], p.n);
-  if (op.input(size_t(bias)) >= 0) p.bias_f32 = columns_f32(plan, op.in[size_t(bias)], p.n);
+  const std::string key = std::to_string(w.index) + ":units:" + std::to_string(plan.k_align());
+  p.packed = plan.model->packed(key, [&] {
+    const std::vector<int8_t> rows = by_units(codes, gates, hidden, p.k);
+    return pack_weights(rows.data(), columns, {0}, p.k, 1, p.k, plan.k_align());
+  });
+  const auto spread = [&](int value) {
+    std::vector<float> v = by_units(columns_f32(plan, op.in[size_t(value)], w.dims[0]).data(), gates, hidden, 1);
+    v.resize(size_t(padded(columns, 64)), 0.0f);
+    return v;
+  };
+  p.bias.assign(size_t(padded(columns, 64)), 0);
+  p.scale = spread(scale);
+  if (op.input(size_t(bias)) >= 0) p.bias_f32 = spread(bias);
   return p;
 }
 
@@ -104,36 +125,115 @@ struct RecurrentStep : Step {
   Product from_input, from_state;
   bool lstm, reverse;
   int x, h0, c0 = -1, y, h, c = -1;
-  int64_t steps, rows, hidden, chunk;
+  int64_t gates, steps, rows, hidden, chunk;
 
-  void run(const Run& r, int, int thread) const override {
-    char* at = r.scratch(thread);
-    float* given = reinterpret_cast<float*>(at);
-    at += padded(chunk * from_input.n * 4, 64);
-    float* own = reinterpret_cast<float*>(at);
-    at += padded(rows * from_state.n * 4, 64);
-    const Product::Space state = from_state.carve(at, rows);
-    at += from_state.bytes(rows);
-    const Product::Space input = from_input.carve(at, chunk);
-    float *hidden_state = r.at<float>(h), *cell = lstm ? r.at<float>(c) : nullptr;
-    std::memcpy(hidden_state, r.at<float>(h0), size_t(rows * hidden * 4));
-    if (lstm) std::memcpy(cell, r.at<float>(c0), size_t(rows * hidden * 4));
+  // What all threads see, in the scratch memory of the first.
+  struct Common {
+    int32_t* count;  // of tasks
+    Mark* marks;
+    float* ranges;   // per parity, task, row: least and greatest; where they do not fit into the mark
+    Codes input;
+  };
+  struct Own {
+    float *given, *product;
+    Codes state;
+    int64_t *x_at, *y_at;
+  };
+  Common common(Carve& carve) const {
+    return {carve.take<int32_t>(1), carve.take<Mark>(tasks), carve.take<float>(2 * tasks * range_row()),
+            from_input.carve(carve, chunk)};
+  }
+  Own own(Carve& carve, int64_t columns) const {
+    return {carve.take<float>(chunk * columns), carve.take<float>(rows * columns), from_state.carve(carve, rows),
+            carve.take<int64_t>(chunk), carve.take<int64_t>(chunk)};
+  }
+  int64_t range_row() const { return rows <= Mark::kTold / 4 ? 0 : padded(rows * 2, 16); }
+  int64_t scratch_bytes() const {
+    Carve carve{nullptr};
+    common(carve);
+    own(carve, gates * padded(hidden, kUnits));
+    return carve.used;
+  }
+
+  void begin(const Run& r, int count) const override {
+    Carve carve{r.scratch(0)};
+    const Common all = common(carve);
+    *all.count = count;
+    Team::reset(all.marks, count);
+  }
+
+  void run(const Run& r, int task, int thread) const override {
+    Carve carve{r.scratch(0)};
+    const Common all = common(carve);
+    carve.at = r.scratch(thread);
+    const int count = *all.count;
+    Team team(all.marks, count, task);
+    const int64_t blocks = padded(hidden, kUnits) / kUnits, per = gates * kUnits;
+    const int64_t first = blocks * task / count, last = blocks * (task + 1) / count;
+    const int64_t u0 = first * kUnits, units = std::min(hidden, last * kUnits) - u0, columns = (last - first) * per;
+    const Own mine = own(carve, columns);
+    const Kernels& k = *from_state.kernels;
+
+    // least and greatest of a row that this task tells the others
+    const auto range = [&](int of, int64_t step, int64_t n) {
+      float* f = range_row() ? all.ranges + ((step & 1) * count + of) * range_row()
+                             : all.marks[of].told + (step & 1) * (Mark::kTold / 2);
+      return f + 2 * n;
+    };
+    const auto tell = [&](int64_t step, const float* state) {
+      for (int64_t n = 0; n < rows; ++n) {
+        float lo = 0, hi = 0;
+        k.minmax({state + n * hidden + u0, units, &lo, &hi});
+        float* f = range(task, step, n);
+        f[0] = lo;
+        f[1] = hi;
+      }
+    };
+
+    const float* before = r.at<float>(h0);
+    float* cell = lstm ? r.at<float>(c) : nullptr;
+    if (lstm)
+      for (int64_t n = 0; n < rows; ++n)
+        std::memcpy(cell + n * hidden + u0, r.at<float>(c0) + n * hidden + u0, size_t(units * 4));
+    tell(0, before);
     const int64_t at_once = std::max<int64_t>(chunk / std::max<int64_t>(rows, 1), 1);
-    for (int64_t done = 0; done < steps; done += at_once) {
-      const int64_t count = std::min(at_once, steps - done), first = reverse ? steps - done - count : done;
-      from_input.run(input, r.at<float>(x) + first * rows * from_input.k, count * rows, given);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t t = reverse ? count - 1 - i : i;
-        from_state.run(state, hidden_state, rows, own);
+    for (int64_t done = 0, step = 0; done < steps; done += at_once) {
+      const int64_t span = std::min(at_once, steps - done), start = reverse ? steps - done - span : done;
+      const float* given = r.at<float>(x) + start * rows * from_input.k;
+      const int64_t inputs = span * rows;
+      for (int64_t m = inputs * task / count; m < inputs * (task + 1) / count; ++m) {
+        float lo = 0, hi = 0;
+        k.minmax({given + m * from_input.k, from_input.k, &lo, &hi});
+        from_input.quantize(all.input, m, given + m * from_input.k, lo, hi);
+      }
+      team.meet();
+      from_input.run(all.input, inputs, first * per, columns, mine.given, mine.x_at, mine.y_at);
+      for (int64_t i = 0; i < span; ++i, ++step) {
+        const int64_t t = reverse ? span - 1 - i : i;
+        team.meet();
         for (int64_t n = 0; n < rows; ++n) {
-          const float* g = given + (t * rows + n) * from_input.n;
-          const float* o = own + n * from_state.n;
-          if (lstm) from_state.kernels->lstm({g, o, cell + n * hidden, hidden_state + n * hidden, int(hidden)});
-          else from_state.kernels->gru({g, o, hidden_state + n * hidden, int(hidden)});
+          float lo = 0, hi = 0;
+          for (int of = 0; of < count; ++of) {
+            const float* f = range(of, step, n);
+            lo = std::min(lo, f[0]);
+            hi = std::max(hi, f[1]);
+          }
+          from_state.quantize(mine.state, n, before + n * hidden, lo, hi);
         }
-        std::memcpy(r.at<float>(y) + (first + t) * rows * hidden, hidden_state, size_t(rows * hidden * 4));
+        from_state.run(mine.state, rows, first * per, columns, mine.product, mine.x_at, mine.y_at);
+        float* now = r.at<float>(y) + (start + t) * rows * hidden;
+        for (int64_t n = 0; n < rows; ++n) {
+          const float *g = mine.given + (t * rows + n) * columns, *p = mine.product + n * columns;
+          const int64_t at = n * hidden + u0;
+          if (lstm) k.lstm({g, p, cell + at, now + at, int(units)});
+          else k.gru({g, p, before + at, now + at, int(units)});
+        }
+        before = now;
+        tell(step + 1, now);
       }
     }
+    for (int64_t n = 0; n < rows; ++n)
+      std::memcpy(r.at<float>(h) + n * hidden + u0, before + n * hidden + u0, size_t(units * 4));
   }
 };
 
@@ -147,8 +247,9 @@ void build(Builder& b, int number, bool lstm) {
   for (int v : op.out) require(plan.values[v].dense(), "a recurrent layer writes dense tensors");
   step->lstm = lstm;
   step->reverse = op.flag("reverse");
-  step->from_input = product_of(plan, op, 1 + s, 2 + s, 5 + s);
-  step->from_state = product_of(plan, op, 3 + s, 4 + s, 6 + s);
+  step->gates = lstm ? 4 : 3;
+  step->from_input = product_of(plan, op, step->gates, 1 + s, 2 + s, 5 + s);
+  step->from_state = product_of(plan, op, step->gates, 3 + s, 4 + s, 6 + s);
   step->steps = x.dims[0];
   step->rows = x.dims[1];
   step->hidden = step->from_state.k;
@@ -160,14 +261,17 @@ void build(Builder& b, int number, bool lstm) {
     step->c0 = op.in[2];
     step->c = op.out[2];
   }
-  step->chunk = std::max(step->rows, std::min<int64_t>(step->steps * step->rows, 128));
-  step->scratch = padded(step->chunk * step->from_input.n * 4, 64) + padded(step->rows * step->from_state.n * 4, 64) +
-                  step->from_state.bytes(step->rows) + step->from_input.bytes(step->chunk) + 256;
+  const int64_t weights = step->hidden * step->hidden * step->gates;
+  step->together = true;
+  const int64_t shares = weights * std::max<int64_t>(1, step->rows / 8) / kShare, blocks = padded(step->hidden, kUnits) / kUnits;
+  step->tasks = int(std::max<int64_t>(1, std::min({int64_t(plan.threads), shares, blocks})));
+  step->chunk = std::max(step->rows, std::min<int64_t>(step->steps * step->rows, kChunk));
+  step->scratch = step->scratch_bytes();
   step->ops = op.kind;
   step->site = op.site;
   step->kernel = plan.kernels->row[k_gemm]->symbol;
-  step->macs = step->steps * step->rows * (step->from_input.k + step->hidden) * step->from_input.n;
-  step->bytes = step->steps * step->hidden * step->from_state.n;
+  step->macs = step->steps * step->rows * (step->from_input.k + step->hidden) * step->gates * step->hidden;
+  step->bytes = step->steps * weights;
   for (int v : op.in)
     if (v >= 0) step->reads.push_back(v);
   step->writes = op.out;

@@ -217,9 +217,7 @@ void mul_f32(const BinaryArgs& a) {
 
 void lstm(const LstmArgs& a) {
   each(a.n, [&](int64_t i, int count) {
-    const auto gate = [&](int g) {
-      return load(a.given + g * a.n + i, count, 0.0f) + load(a.own + g * a.n + i, count, 0.0f);
-    };
+    const auto gate = [&](int g) { return load(a.given + 4 * i + 16 * g) + load(a.own + 4 * i + 16 * g); };
     const V in = sigmoid16(gate(0)), forget = sigmoid16(gate(1)), cell = tanh16(gate(2)), out = sigmoid16(gate(3));
     const V c = forget * load(a.c + i, count, 0.0f) + in * cell;
     store(a.c + i, count, c);
@@ -229,11 +227,11 @@ void lstm(const LstmArgs& a) {
 
 void gru(const GruArgs& a) {
   each(a.n, [&](int64_t i, int count) {
-    const auto given = [&](int g) { return load(a.given + g * a.n + i, count, 0.0f); };
-    const auto own = [&](int g) { return load(a.own + g * a.n + i, count, 0.0f); };
+    const auto given = [&](int g) { return load(a.given + 3 * i + 16 * g); };
+    const auto own = [&](int g) { return load(a.own + 3 * i + 16 * g); };
     const V r = sigmoid16(given(0) + own(0)), z = sigmoid16(given(1) + own(1));
     const V n = tanh16(given(2) + r * own(2));
-    store(a.h + i, count, (set1(1.0f) - z) * n + z * load(a.h + i, count, 0.0f));
+    store(a.h + i, count, (set1(1.0f) - z) * n + z * load(a.before + i, count, 0.0f));
   });
 }
 

@@ -158,9 +158,9 @@ void mul_f32(const BinaryArgs& a) {
 
 void lstm(const LstmArgs& a) {
   for (int i = 0; i < a.n; ++i) {
-    const float in = fn::sigmoid(a.given[i] + a.own[i]), forget = fn::sigmoid(a.given[a.n + i] + a.own[a.n + i]);
-    const float cell = fn::tanh(a.given[2 * a.n + i] + a.own[2 * a.n + i]);
-    const float out = fn::sigmoid(a.given[3 * a.n + i] + a.own[3 * a.n + i]);
+    const int at = i / 16 * 64 + i % 16;
+    const auto gate = [&](int g) { return a.given[at + 16 * g] + a.own[at + 16 * g]; };
+    const float in = fn::sigmoid(gate(0)), forget = fn::sigmoid(gate(1)), cell = fn::tanh(gate(2)), out = fn::sigmoid(gate(3));
     a.c[i] = forget * a.c[i] + in * cell;
     a.h[i] = out * fn::tanh(a.c[i]);
   }
@@ -168,9 +168,10 @@ void lstm(const LstmArgs& a) {
 
 void gru(const GruArgs& a) {
   for (int i = 0; i < a.n; ++i) {
-    const float r = fn::sigmoid(a.given[i] + a.own[i]), z = fn::sigmoid(a.given[a.n + i] + a.own[a.n + i]);
-    const float n = fn::tanh(a.given[2 * a.n + i] + r * a.own[2 * a.n + i]);
-    a.h[i] = (1.0f - z) * n + z * a.h[i];
+    const int at = i / 16 * 48 + i % 16;
+    const float r = fn::sigmoid(a.given[at] + a.own[at]), z = fn::sigmoid(a.given[at + 16] + a.own[at + 16]);
+    const float n = fn::tanh(a.given[at + 32] + r * a.own[at + 32]);
+    a.h[i] = (1.0f - z) * n + z * a.before[i];
   }
 }
 
