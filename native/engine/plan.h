@@ -151,14 +151,12 @@ struct Run {
 struct Step {
   virtual ~Step() = default;
   virtual void run(const Run& r, int task, int thread) const = 0;
-  // Of a step whose tasks wait for each other (`together`): called once before they start, with how many there will be:
-  // `tasks`, each on a thread of its own, or one that does all.
-  virtual void begin(const Run& r, int count) const {}
+  // Called once before the tasks start.
+  virtual void begin(const Run& r) const {}
   std::string ops, site;
   const char* kernel = "";
   int64_t macs = 0, bytes = 0;
   int tasks = 1;
-  bool together = false;           // at most one task per thread
   int64_t scratch = 0;             // bytes per thread
   std::vector<int> reads, writes;  // values
 };

@@ -38,13 +38,8 @@ class Lease {  // of the pool; a run that does not get it works alone
     if (mine_) pool_.release();
   }
   void run(const Step& step, const Run& r) {
-    if (step.together) {
-      const int count = mine_ ? step.tasks : 1;
-      step.begin(r, count);
-      Job job{&step, &r};
-      if (count > 1) pool_.parallel(count, call, &job);
-      else step.run(r, 0, 0);
-    } else if (mine_ && step.tasks > 1) {
+    step.begin(r);
+    if (mine_ && step.tasks > 1) {
       Job job{&step, &r};
       pool_.parallel(step.tasks, call, &job);
     } else {

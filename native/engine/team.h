@@ -1,4 +1,4 @@
-// Tasks of one step that run at the same time and wait for each other.
+// Work in phases: threads share the parts of a phase and meet at its end.
 #pragma once
 
 #include <atomic>
@@ -12,32 +12,40 @@
 
 namespace pw {
 
-// One task's place in memory that all tasks see: how far it has come, and a few floats that it tells the others. The
-// floats lie beside the mark so that both come over in one cache line.
-struct alignas(64) Mark {
+// One part's place in memory that all threads see: the last phase in which it was taken up, and done, and a few floats
+// that whoever did it tells the others. One cache line, so that they come over together.
+struct alignas(64) Part {
   static constexpr int kTold = 12;
-  std::atomic<int32_t> reached{0};
+  std::atomic<int32_t> taken{0}, done{0};
   float told[kTold];
 };
 
+// A thread's view of the parts. Every thread goes through the same phases. It takes up the part that is its own, and
+// those of others that have not begun: a thread that lost its core, or never came, holds nobody up, and finds its work
+// done when it comes.
 class Team {
  public:
-  Team(Mark* marks, int size, int self) : marks_(marks), size_(size), self_(self) {}
-  // Before any task starts, by one thread.
-  static void reset(Mark* marks, int size) {
-    for (int i = 0; i < size; ++i) new (marks + i) Mark;
+  Team(Part* parts, int size, int self) : parts_(parts), size_(size), self_(self) {}
+  // Before any thread starts, by one of them.
+  static void reset(Part* parts, int size) {
+    for (int i = 0; i < size; ++i) new (parts + i) Part;
   }
-  int size() const { return size_; }
-  int self() const { return self_; }
-  Mark& of(int task) const { return marks_[task]; }
 
-  // Returns when all tasks have called it as often as this one. What they wrote before can then be read.
-  void meet() {
+  // Calls work(part) for the parts that fall to this thread; returns when all are done, and what was written in doing
+  // them can be read. Within `work` everything before this phase is done and nothing after it has begun.
+  template <class F>
+  void phase(F work) {
     ++at_;
-    marks_[self_].reached.store(at_, std::memory_order_release);
-    for (int i = 0; i < size_; ++i) {
-      if (i == self_) continue;
-      for (int spins = 0; marks_[i].reached.load(std::memory_order_acquire) < at_;) {
+    for (int i = 0, part = self_; i < size_; ++i, part = part + 1 < size_ ? part + 1 : 0) {
+      int32_t before = at_ - 1;
+      if (parts_[part].taken.load(std::memory_order_relaxed) != before ||
+          !parts_[part].taken.compare_exchange_strong(before, at_, std::memory_order_relaxed))
+        continue;
+      work(part);
+      parts_[part].done.store(at_, std::memory_order_release);
+    }
+    for (int i = 0; i < size_; ++i)
+      for (int spins = 0; parts_[i].done.load(std::memory_order_acquire) < at_;) {
 #if defined(__x86_64__)
         _mm_pause();
 #endif
@@ -46,12 +54,11 @@ class Team {
           spins = 0;
         }
       }
-    }
   }
 
  private:
   static constexpr int kSpins = 64;  // a few microseconds
-  Mark* marks_;
+  Part* parts_;
   int size_, self_;
   int32_t at_ = 0;
 };

@@ -129,111 +129,131 @@ struct RecurrentStep : Step {
 
   // What all threads see, in the scratch memory of the first.
   struct Common {
-    int32_t* count;  // of tasks
-    Mark* marks;
-    float* ranges;   // per parity, task, row: least and greatest; where they do not fit into the mark
+    Part* parts;
+    float* ranges;   // per parity, part, row: least and greatest; where they do not fit into the part
     Codes input;
+    float* given;    // per part [chunk, its columns]
   };
   struct Own {
-    float *given, *product;
+    float* product;
     Codes state;
     int64_t *x_at, *y_at;
   };
+  int64_t columns() const { return gates * padded(hidden, kUnits); }
   Common common(Carve& carve) const {
-    return {carve.take<int32_t>(1), carve.take<Mark>(tasks), carve.take<float>(2 * tasks * range_row()),
-            from_input.carve(carve, chunk)};
+    return {carve.take<Part>(tasks), carve.take<float>(2 * tasks * range_row()), from_input.carve(carve, chunk),
+            carve.take<float>(chunk * columns())};
   }
-  Own own(Carve& carve, int64_t columns) const {
-    return {carve.take<float>(chunk * columns), carve.take<float>(rows * columns), from_state.carve(carve, rows),
-            carve.take<int64_t>(chunk), carve.take<int64_t>(chunk)};
+  Own own(Carve& carve) const {
+    return {carve.take<float>(rows * columns()), from_state.carve(carve, rows), carve.take<int64_t>(chunk),
+            carve.take<int64_t>(chunk)};
   }
-  int64_t range_row() const { return rows <= Mark::kTold / 4 ? 0 : padded(rows * 2, 16); }
+  int64_t range_row() const { return rows <= Part::kTold / 4 ? 0 : padded(rows * 2, 16); }
   int64_t scratch_bytes() const {
     Carve carve{nullptr};
     common(carve);
-    own(carve, gates * padded(hidden, kUnits));
+    own(carve);
     return carve.used;
   }
 
-  void begin(const Run& r, int count) const override {
+  void begin(const Run& r) const override {
     Carve carve{r.scratch(0)};
-    const Common all = common(carve);
-    *all.count = count;
-    Team::reset(all.marks, count);
+    Team::reset(common(carve).parts, tasks);
   }
 
   void run(const Run& r, int task, int thread) const override {
     Carve carve{r.scratch(0)};
     const Common all = common(carve);
     carve.at = r.scratch(thread);
-    const int count = *all.count;
-    Team team(all.marks, count, task);
-    const int64_t blocks = padded(hidden, kUnits) / kUnits, per = gates * kUnits;
-    const int64_t first = blocks * task / count, last = blocks * (task + 1) / count;
-    const int64_t u0 = first * kUnits, units = std::min(hidden, last * kUnits) - u0, columns = (last - first) * per;
-    const Own mine = own(carve, columns);
+    const Own mine = own(carve);
+    Team team(all.parts, tasks, task);
     const Kernels& k = *from_state.kernels;
+    const float* before = r.at<float>(h0);
+    float* cell = lstm ? r.at<float>(c) : nullptr;
 
-    // least and greatest of a row that this task tells the others
-    const auto range = [&](int of, int64_t step, int64_t n) {
-      float* f = range_row() ? all.ranges + ((step & 1) * count + of) * range_row()
-                             : all.marks[of].told + (step & 1) * (Mark::kTold / 2);
+    // the units of a part
+    struct Units {
+      int64_t first, count, column, columns;
+    };
+    const auto units_of = [&](int part) {
+      const int64_t blocks = padded(hidden, kUnits) / kUnits, per = gates * kUnits;
+      const int64_t first = blocks * part / tasks, last = blocks * (part + 1) / tasks;
+      return Units{first * kUnits, std::min(hidden, last * kUnits) - first * kUnits, first * per, (last - first) * per};
+    };
+    // least and greatest of a part of the state before `step`
+    const auto range = [&](int part, int64_t step, int64_t n) {
+      float* f = range_row() ? all.ranges + ((step & 1) * tasks + part) * range_row()
+                             : all.parts[part].told + (step & 1) * (Part::kTold / 2);
       return f + 2 * n;
     };
-    const auto tell = [&](int64_t step, const float* state) {
+    const auto tell = [&](int part, const Units& u, int64_t step, const float* state) {
       for (int64_t n = 0; n < rows; ++n) {
         float lo = 0, hi = 0;
-        k.minmax({state + n * hidden + u0, units, &lo, &hi});
-        float* f = range(task, step, n);
+        k.minmax({state + n * hidden + u.first, u.count, &lo, &hi});
+        float* f = range(part, step, n);
         f[0] = lo;
         f[1] = hi;
       }
     };
 
-    const float* before = r.at<float>(h0);
-    float* cell = lstm ? r.at<float>(c) : nullptr;
-    if (lstm)
-      for (int64_t n = 0; n < rows; ++n)
-        std::memcpy(cell + n * hidden + u0, r.at<float>(c0) + n * hidden + u0, size_t(units * 4));
-    tell(0, before);
     const int64_t at_once = std::max<int64_t>(chunk / std::max<int64_t>(rows, 1), 1);
     for (int64_t done = 0, step = 0; done < steps; done += at_once) {
       const int64_t span = std::min(at_once, steps - done), start = reverse ? steps - done - span : done;
-      const float* given = r.at<float>(x) + start * rows * from_input.k;
+      const float* x_rows = r.at<float>(x) + start * rows * from_input.k;
       const int64_t inputs = span * rows;
-      for (int64_t m = inputs * task / count; m < inputs * (task + 1) / count; ++m) {
-        float lo = 0, hi = 0;
-        k.minmax({given + m * from_input.k, from_input.k, &lo, &hi});
-        from_input.quantize(all.input, m, given + m * from_input.k, lo, hi);
-      }
-      team.meet();
-      from_input.run(all.input, inputs, first * per, columns, mine.given, mine.x_at, mine.y_at);
+      team.phase([&](int part) {
+        for (int64_t m = inputs * part / tasks; m < inputs * (part + 1) / tasks; ++m) {
+          float lo = 0, hi = 0;
+          k.minmax({x_rows + m * from_input.k, from_input.k, &lo, &hi});
+          from_input.quantize(all.input, m, x_rows + m * from_input.k, lo, hi);
+        }
+      });
+      team.phase([&](int part) {
+        const Units u = units_of(part);
+        if (done == 0) {
+          tell(part, u, 0, before);
+          for (int64_t n = 0; lstm && n < rows; ++n)
+            std::memcpy(cell + n * hidden + u.first, r.at<float>(c0) + n * hidden + u.first, size_t(u.count * 4));
+        }
+        from_input.run(all.input, inputs, u.column, u.columns, all.given + chunk * u.column, mine.x_at, mine.y_at);
+      });
       for (int64_t i = 0; i < span; ++i, ++step) {
         const int64_t t = reverse ? span - 1 - i : i;
-        team.meet();
-        for (int64_t n = 0; n < rows; ++n) {
-          float lo = 0, hi = 0;
-          for (int of = 0; of < count; ++of) {
-            const float* f = range(of, step, n);
-            lo = std::min(lo, f[0]);
-            hi = std::max(hi, f[1]);
-          }
-          from_state.quantize(mine.state, n, before + n * hidden, lo, hi);
-        }
-        from_state.run(mine.state, rows, first * per, columns, mine.product, mine.x_at, mine.y_at);
         float* now = r.at<float>(y) + (start + t) * rows * hidden;
-        for (int64_t n = 0; n < rows; ++n) {
-          const float *g = mine.given + (t * rows + n) * columns, *p = mine.product + n * columns;
-          const int64_t at = n * hidden + u0;
-          if (lstm) k.lstm({g, p, cell + at, now + at, int(units)});
-          else k.gru({g, p, before + at, now + at, int(units)});
-        }
+        bool ready = false;  // the state's codes
+        team.phase([&](int part) {
+          for (int64_t n = 0; n < rows && !ready; ++n) {
+            float lo = 0, hi = 0;
+            for (int of = 0; of < tasks; ++of) {
+              const float* f = range(of, step, n);
+              lo = std::min(lo, f[0]);
+              hi = std::max(hi, f[1]);
+            }
+            from_state.quantize(mine.state, n, before + n * hidden, lo, hi);
+          }
+          ready = true;
+          const Units u = units_of(part);
+          from_state.run(mine.state, rows, u.column, u.columns, mine.product, mine.x_at, mine.y_at);
+          const float* given = all.given + chunk * u.column + t * rows * u.columns;
+          for (int64_t n = 0; n < rows; ++n) {
+            const float *g = given + n * u.columns, *p = mine.product + n * u.columns;
+            const int64_t at = n * hidden + u.first;
+            if (lstm) k.lstm({g, p, cell + at, now + at, int(u.count)});
+            else k.gru({g, p, before + at, now + at, int(u.count)});
+          }
+          tell(part, u, step + 1, now);
+        });
         before = now;
-        tell(step + 1, now);
       }
     }
-    for (int64_t n = 0; n < rows; ++n)
-      std::memcpy(r.at<float>(h) + n * hidden + u0, before + n * hidden + u0, size_t(units * 4));
+    team.phase([&](int part) {
+      const Units u = units_of(part);
+      for (int64_t n = 0; n < rows; ++n) {
+        const int64_t at = n * hidden + u.first;
+        std::memcpy(r.at<float>(h) + at, before + at, size_t(u.count * 4));
+        if (lstm && steps == 0) std::memcpy(cell + at, r.at<float>(c0) + at, size_t(u.count * 4));
+      }
+    });
   }
 };
 
@@ -262,7 +282,6 @@ void build(Builder& b, int number, bool lstm) {
     step->c = op.out[2];
   }
   const int64_t weights = step->hidden * step->hidden * step->gates;
-  step->together = true;
   const int64_t shares = weights * std::max<int64_t>(1, step->rows / 8) / kShare, blocks = padded(step->hidden, kUnits) / kUnits;
   step->tasks = int(std::max<int64_t>(1, std::min({int64_t(plan.threads), shares, blocks})));
   step->chunk = std::max(step->rows, std::min<int64_t>(step->steps * step->rows, kChunk));
