@@ -6,6 +6,7 @@
 
 #include "core/functions.h"
 #include "engine/build.h"
+#include "engine/ranged.h"
 #include "engine/rows.h"
 #include "engine/steps/real_tail.h"
 
@@ -93,6 +94,49 @@ struct UnaryStep : Step {
 
 }  // namespace
 
+namespace {
+
+// A function of rows that nothing reads but their rounding: the floats do not leave the first cache.
+struct RangedUnaryStep : Step {
+  UnaryFn fn;
+  RangedRows ranged;
+  float p, q;
+  int x;
+  int64_t rows;
+  void run(const Run& r, int task, int thread) const override {
+    float* row = reinterpret_cast<float*>(r.scratch(thread));
+    for (int64_t m = rows * task / tasks; m < rows * (task + 1) / tasks; ++m) {
+      fn({r.at<float>(x) + m * ranged.n, row, ranged.n, p, q});
+      ranged.row(r, row, m);
+    }
+  }
+};
+
+bool build_ranged_unary(Builder& b, const OpNode& op, UnaryFn fn, const char* kernel) {
+  Plan& plan = b.plan;
+  const Value& in = plan.values[op.in[0]];
+  const int reader = plan.sole_reader(op.out[0]);
+  if (!fn || reader < 0 || !in.dense() || in.dtype != PW_F32) return false;
+  auto step = std::make_unique<RangedUnaryStep>();
+  describe(*step, plan, op, kernel);
+  step->writes.clear();
+  step->ops = "unary:" + op.text("fn");
+  if (!step->ranged.take(b, reader, *step)) return false;
+  step->fn = fn;
+  step->p = op.real("p");
+  step->q = op.real("q");
+  step->x = op.in[0];
+  const int64_t n = step->ranged.n;
+  step->rows = n ? in.count() / n : 0;
+  step->scratch = (n + 16) * 4;
+  const int64_t most = std::min<int64_t>(step->rows, plan.threads * 4);
+  step->tasks = plan.threads > 1 && in.count() > 10000 ? int(std::max<int64_t>(1, most)) : 1;
+  b.add(std::move(step));
+  return true;
+}
+
+}  // namespace
+
 void build_unary(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode& op = plan.ops[number];
@@ -104,6 +148,7 @@ void build_unary(Builder& b, int number) {
   for (const Named& f : kUnary)
     if (name == f.name) step->scalar = f.fn;
   if (!step->kernel_fn && !step->scalar) fail("unknown function " + name);
+  if (build_ranged_unary(b, op, step->kernel_fn, kernel)) return;
   step->p = op.real("p");
   step->q = op.real("q");
   step->x = op.in[0];

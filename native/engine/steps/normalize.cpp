@@ -6,6 +6,7 @@
 
 #include "core/functions.h"
 #include "engine/build.h"
+#include "engine/ranged.h"
 
 namespace pw {
 namespace {
@@ -37,6 +38,7 @@ struct LayerNormStep : Step {
   QuantizeFn quantize = nullptr;
   ConvertFn narrow = nullptr;
   int x, y, gain, shift, codes = -1, half = -1;  // y: -1 where only what it is rounded to is read
+  RangedRows ranged;
   int64_t rows, n;
   float eps, r = 0;
   int32_t zero = 0, lo = 0, hi = 255;
@@ -48,6 +50,7 @@ struct LayerNormStep : Step {
       fn({run.at<float>(x) + m * n, out, int(n), g, s, eps});
       if (quantize) quantize({out, run.at<uint8_t>(codes) + m * n, n, r, zero, lo, hi});
       if (narrow) narrow({out, run.at<uint16_t>(half) + m * n, n});
+      if (ranged) ranged.row(run, out, m);
     }
   }
 };
@@ -188,6 +191,7 @@ void build_layer_norm(Builder& b, int number) {
       b.done.insert(reader);
       continue;
     }
+    if (step->ranged.take(b, reader, *step)) continue;
     if (next.kind != "quantize" || b.done.count(reader) || !plan.values[next.out[0]].dense() || step->quantize) continue;
     step->quantize = plan.kernels->quantize;
     step->codes = next.out[0];

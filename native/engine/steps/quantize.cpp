@@ -166,23 +166,12 @@ struct AffineStep : Step {
 };
 
 struct DynamicStep : Step {
-  MinMaxFn minmax;
-  QuantizeFn quantize;
-  int x, codes, scale, zero;
-  int64_t rows, length;
-  bool whole;
-
+  RangedRows ranged;
+  int x;
+  int64_t rows;
   void run(const Run& run, int task, int) const override {
     const int64_t from = rows * task / tasks, to = rows * (task + 1) / tasks;
-    for (int64_t m = from; m < to; ++m) {
-      float lo = 0, hi = 0;
-      const float* row = run.at<float>(x) + m * length;
-      minmax({row, length, &lo, &hi});
-      const Ranged ranged(lo, hi);
-      run.at<float>(scale)[m] = ranged.scale;
-      run.at<int32_t>(zero)[m] = ranged.zero;
-      quantize({row, run.at<uint8_t>(codes) + m * length, length, ranged.r, ranged.zero, 0, 255});
-    }
+    for (int64_t m = from; m < to; ++m) ranged.row(run, run.at<float>(x) + m * ranged.n, m);
   }
 };
 
@@ -329,16 +318,17 @@ void build_dynamic_quantize(Builder& b, int number) {
   const OpNode& op = plan.ops[number];
   auto step = std::make_unique<DynamicStep>();
   const Value& in = plan.values[op.in[0]];
-  step->whole = !op.flag("per_token");
-  step->length = step->whole ? in.count() : in.dims.back();
-  step->rows = step->whole ? 1 : (step->length ? in.count() / step->length : 0);
-  step->minmax = plan.kernels->minmax;
-  step->quantize = plan.kernels->quantize;
+  const bool whole = !op.flag("per_token");
+  RangedRows& r = step->ranged;
+  r.n = whole ? in.count() : in.dims.back();
+  step->rows = whole ? 1 : (r.n ? in.count() / r.n : 0);
+  r.minmax = plan.kernels->minmax;
+  r.quantize = plan.kernels->quantize;
+  r.codes = op.out[0];
+  r.scale = op.out[1];
+  r.zero = op.out[2];
   step->kernel = plan.kernels->row[k_quantize]->symbol;
   step->x = op.in[0];
-  step->codes = op.out[0];
-  step->scale = op.out[1];
-  step->zero = op.out[2];
   step->ops = op.kind;
   step->site = op.site;
   step->bytes = in.count() * 5;
