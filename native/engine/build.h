@@ -36,6 +36,11 @@ class Builder {
   std::set<int> filled_;
 };
 
+// Whether an op swaps the two middle axes of four, as attention's operands and results are: [batch, tokens, heads, width].
+bool swaps_heads(const Plan& plan, int op);
+// Whether it does so for attention alone, which then reads the op's operand itself; the op makes no step.
+bool swaps_for_attention(const Plan& plan, int op);
+
 using BuildFn = void (*)(Builder&, int op);
 void build_conv(Builder&, int op);
 void build_linear(Builder&, int op);

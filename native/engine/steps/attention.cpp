@@ -254,19 +254,62 @@ void build_matmul(Builder& b, int number) {
   if (step->o.m * step->o.n > 0) b.add(std::move(step));
 }
 
+bool swaps_heads(const Plan& plan, int op) {
+  const OpNode& node = plan.ops[size_t(op)];
+  if (node.kind != "transpose") return false;
+  const auto& perm = node.ints("perm");
+  return perm.size() == 4 && perm[0] == 0 && perm[1] == 2 && perm[2] == 1 && perm[3] == 3;
+}
+
+bool swaps_for_attention(const Plan& plan, int op) {
+  if (!swaps_heads(plan, op)) return false;
+  const OpNode& node = plan.ops[size_t(op)];
+  const int reader = plan.sole_reader(node.out[0]);
+  if (reader < 0 || plan.ops[size_t(reader)].kind != "attention") return false;
+  const Value& in = plan.values[size_t(node.in[0])];
+  // rows are read a little beyond their end: only the arena allows that
+  return plan.ops[size_t(reader)].input(3) != node.out[0] && in.dense() &&
+         plan.values[size_t(in.root)].kind == PW_TEMPORARY;
+}
+
+namespace {
+
+// An operand of attention as [..., rows, width] with strides; `from` is the value that is read.
+Value operand(const Plan& plan, int value, int* from) {
+  Value v = plan.values[size_t(value)];
+  *from = value;
+  if (v.producer < 0 || !swaps_for_attention(plan, v.producer)) return v;
+  *from = plan.ops[size_t(v.producer)].in[0];
+  v.strides = plan.values[size_t(*from)].strides;
+  std::swap(v.strides[1], v.strides[2]);
+  return v;
+}
+
+}  // namespace
+
 void build_attention(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode op = plan.ops[number];
   Tail tail = make_tail(b, number, plan.values[op.out[0]].dims.back());
   auto step = std::make_unique<AttentionStep>();
-  const std::vector<int64_t> none(size_t(plan.values[op.in[0]].rank()), 0);
-  step->q = b.readable(op.in[0], none, none, 0);
-  step->k = op.in[1];
-  step->v = op.in[2];
+  const Value k = operand(plan, op.in[1], &step->k), v = operand(plan, op.in[2], &step->v);
+  Value q = operand(plan, op.in[0], &step->q);
+  if (step->q == op.in[0]) {
+    const std::vector<int64_t> none(size_t(q.rank()), 0);
+    step->q = b.readable(op.in[0], none, none, 0);
+    q = plan.values[step->q];
+  }
   step->mask = op.input(3);
-  const Value &q = plan.values[step->q], &k = plan.values[step->k], &v = plan.values[step->v];
-  const Value& y = plan.values[tail.result];
-  for (const Value* each : {&q, &k, &v, &y}) require(each->dense(), "attention reads and writes dense matrices");
+  Value y = plan.values[tail.result];
+  if (const int swap = plan.sole_reader(tail.result); swap > tail.last_op && swaps_heads(plan, swap) && tail.residual < 0) {
+    tail.result = plan.ops[size_t(swap)].out[0];
+    tail.ops += "+transpose";
+    b.done.insert(swap);
+    y.strides = plan.values[tail.result].strides;
+    std::swap(y.strides[1], y.strides[2]);
+  }
+  for (const Value* each : std::initializer_list<const Value*>{&q, &k, &v, &y})
+    require(each->strides.back() == 1, "attention reads and writes whole rows");
   const size_t last = size_t(q.rank()) - 1;
   step->t = q.dims[last - 1];
   step->d = q.dims[last];
@@ -275,11 +318,11 @@ void build_attention(Builder& b, int number) {
   step->factor = op.real("factor");
   step->causal = op.flag("causal");
   step->chunk = std::min<int64_t>(step->t, 96);
-  step->scores = {plan.kernels, step->chunk, step->s_len, step->d, step->d, step->d, true,
+  step->scores = {plan.kernels, step->chunk, step->s_len, step->d, q.strides[last - 1], k.strides[last - 1], true,
                   int32_t(op.integer("q_zero")), int32_t(op.integer("k_zero")), plan.k_align()};
-  step->values = {plan.kernels, step->chunk, step->e_len, step->s_len, padded(step->s_len, 64), step->e_len, false, 0,
+  step->values = {plan.kernels, step->chunk, step->e_len, step->s_len, padded(step->s_len, 64), v.strides[last - 1], false, 0,
                   int32_t(op.integer("v_zero")), plan.k_align()};
-  step->y_row = step->e_len;
+  step->y_row = y.strides[last - 1];
   const std::vector<int64_t> lead(q.dims.begin(), q.dims.end() - 2);
   std::vector<const Value*> operands = {&q, &k, &v, &y};
   Value mask;

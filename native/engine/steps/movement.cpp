@@ -254,6 +254,7 @@ void build_reshape(Builder& b, int number) {
 
 void build_movement(Builder& b, int number) {
   Plan& plan = b.plan;
+  if (swaps_for_attention(plan, number)) return;
   const OpNode& op = plan.ops[number];
   const Value &in = plan.values[op.in[0]], &out = plan.values[op.out[0]];
   std::vector<int64_t> strides(out.dims.size()), dims = out.dims, to = out.strides;

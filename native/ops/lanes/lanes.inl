@@ -3,22 +3,27 @@
 
 namespace {
 
-inline V exp16(V x) {
-  const V t = minimum(maximum(x, set1(fn::kExpLow)), set1(fn::kExpHigh));
-  const V n = rint(t * set1(fn::kLog2e));
+constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: a float added to it is rounded to an integer, ties to even
+
+// exp(x), t: x clipped.
+inline V exp_clipped(V x, V t) {
+  const V shifted = t * set1(fn::kLog2e) + set1(kMagic), n = shifted - set1(kMagic);
   V r = t - n * set1(fn::kLn2Hi);
   r = r - n * set1(fn::kLn2Lo);
   V p = set1(fn::kExp[0]);
   for (int i = 1; i < 6; ++i) p = p * r + set1(fn::kExp[i]);
   V y = p * (r * r) + r;
   y = y + set1(1.0f);
-  return where_less(x, set1(fn::kExpLow), set1(0.0f), y * power_of_two(integers(n)));
+  return where_less(x, set1(fn::kExpLow), set1(0.0f), y * power_of_magic(shifted));
 }
+inline V exp16(V x) { return exp_clipped(x, minimum(maximum(x, set1(fn::kExpLow)), set1(fn::kExpHigh))); }
+// The same where x is known to be at most kExpHigh.
+inline V exp16_below(V x) { return exp_clipped(x, maximum(x, set1(fn::kExpLow))); }
 
 inline V sigmoid16(V x) { return set1(1.0f) / (set1(1.0f) + exp16(negate(x))); }
 
 inline V tanh16(V x) {
-  const V e = exp16(absolute(x) * set1(-2.0f));
+  const V e = exp16_below(absolute(x) * set1(-2.0f));
   return copysign((set1(1.0f) - e) / (set1(1.0f) + e), x);
 }
 
@@ -27,7 +32,7 @@ inline V erf16(V x) {
   const V t = set1(1.0f) / (set1(1.0f) + set1(fn::kErfP) * a);
   V p = set1(fn::kErf[0]);
   for (int i = 1; i < 5; ++i) p = p * t + set1(fn::kErf[i]);
-  return copysign(set1(1.0f) - (p * t) * exp16(negate(a * a)), x);
+  return copysign(set1(1.0f) - (p * t) * exp16_below(negate(a * a)), x);
 }
 
 inline V gelu16(V x) { return (set1(0.5f) * x) * (set1(1.0f) + erf16(x * set1(0.70710678118654752f))); }
@@ -106,7 +111,7 @@ void softmax(const SoftmaxArgs& a) {
   const V top = set1(greatest(best));
   V sum = set1(0.0f);
   each(a.n, [&](int64_t i, int count) {
-    const V e = exp16(load(a.x + i, count, -INFINITY) - top);
+    const V e = exp16_below(load(a.x + i, count, -INFINITY) - top);
     store(a.y + i, count, e);
     sum = sum + (count == 16 ? e : load(a.y + i, count, 0.0f));
   });
@@ -116,24 +121,28 @@ void softmax(const SoftmaxArgs& a) {
 
 namespace {
 
-// R rows side by side, so that one row's sums need not be waited for.
-template <int R>
+// R rows side by side, so that one row's sums need not be waited for. kAll: every key counts for every row.
+template <int R, bool kAll>
 void probabilities_of(const ProbabilitiesArgs& a, int row) {
   const V factor = set1(a.factor);
   const int64_t line = (a.n + 15) / 16 * 16;
+  const int32_t* acc = a.acc + row * a.acc_row;
+  const float* mask = a.mask ? a.mask + row * a.mask_row : nullptr;
   V best[R];
   for (int r = 0; r < R; ++r) best[r] = set1(-INFINITY);
   each(a.n, [&](int64_t i, int count) {
     for (int r = 0; r < R; ++r) {
-      V s = reals(load_i32(a.acc + (row + r) * a.acc_row + i, count)) * factor;
-      if (a.mask) s = s + load_step(a.mask + (row + r) * a.mask_row, i * a.mask_step, count, a.mask_step);
+      V s = reals(load_i32(acc + r * a.acc_row + i, count)) * factor;
+      if (mask) s = s + load_step(mask + r * a.mask_row, i * a.mask_step, count, a.mask_step);
       float* out = a.scratch + r * line;
       store(out + i, s);
-      const int64_t valid = a.valid + (row + r) * int64_t(a.valid_step), end = i + 16;
-      const int64_t known = valid < i + count ? valid : i + count;  // beyond: nothing
-      if (known < end) {
-        for (int64_t j = known < i ? i : known; j < end; ++j) out[j] = -INFINITY;
-        s = load(out + i);
+      if (!kAll || count < 16) {
+        const int64_t valid = a.valid + (row + r) * int64_t(a.valid_step), end = i + 16;
+        const int64_t known = valid < i + count ? valid : i + count;  // beyond: nothing
+        if (known < end) {
+          for (int64_t j = known < i ? i : known; j < end; ++j) out[j] = -INFINITY;
+          s = load(out + i);
+        }
       }
       best[r] = maximum(s, best[r]);
     }
@@ -145,23 +154,30 @@ void probabilities_of(const ProbabilitiesArgs& a, int row) {
   }
   for (int64_t i = 0; i < a.n; i += 16)
     for (int r = 0; r < R; ++r) {
-      const V e = exp16(load(a.scratch + r * line + i) - top[r]);
+      const V e = exp16_below(load(a.scratch + r * line + i) - top[r]);
       store(a.scratch + r * line + i, e);
       sum[r] = sum[r] + e;
     }
   for (int r = 0; r < R; ++r) sum[r] = set1(255.0f / total(sum[r]));
+  uint8_t* y = a.y + row * a.y_row;
   each(a.n, [&](int64_t i, int count) {
     for (int r = 0; r < R; ++r)
-      store_u8(a.y + (row + r) * a.y_row + i, count, codes(load(a.scratch + r * line + i) * sum[r], 0, 0, 255));
+      store_u8(y + r * a.y_row + i, count, codes(load(a.scratch + r * line + i) * sum[r], 0, 0, 255));
   });
+}
+
+template <bool kAll>
+void probabilities_of(const ProbabilitiesArgs& a) {
+  int row = 0;
+  for (; row + 4 <= a.rows; row += 4) probabilities_of<4, kAll>(a, row);
+  for (; row < a.rows; ++row) probabilities_of<1, kAll>(a, row);
 }
 
 }  // namespace
 
 void probabilities(const ProbabilitiesArgs& a) {
-  int row = 0;
-  for (; row + 4 <= a.rows; row += 4) probabilities_of<4>(a, row);
-  for (; row < a.rows; ++row) probabilities_of<1>(a, row);
+  if (a.valid >= a.n) probabilities_of<true>(a);
+  else probabilities_of<false>(a);
 }
 
 void layer_norm(const LayerNormArgs& a) {

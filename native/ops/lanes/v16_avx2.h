@@ -103,10 +103,11 @@ inline void store_u8(uint8_t* p, int n, I x) {
 inline I operator+(I x, I y) { return PW_EACH(I, _mm256_add_epi32, x, y); }
 inline I operator-(I x, I y) { return PW_EACH(I, _mm256_sub_epi32, x, y); }
 inline I operator*(I x, I y) { return PW_EACH(I, _mm256_mullo_epi32, x, y); }
-inline V power_of_two(I n) {
-  const __m256i bias = _mm256_set1_epi32(127);
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.a, bias), 23)),
-          _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n.b, bias), 23))};
+// 2^n of n + kMagic, which holds n in its low bits.
+inline V power_of_magic(V x) {
+  const __m256i one = _mm256_set1_epi32(127 << 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(x.a), 23), one)),
+          _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(x.b), 23), one))};
 }
 // Sum of the lanes, halves added: 8, 4, 2, 1.
 inline float total(V x) {

@@ -19,10 +19,14 @@ inline __mmask16 head(int n) { return n >= 16 ? __mmask16(0xffff) : __mmask16((1
 inline V set1(float x) { return {_mm512_set1_ps(x)}; }
 inline V load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline V load(const float* p, int n, float fill) {
+  if (n >= 16) return load(p);  // masks cost, also those of all lanes
   return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), head(n), p)};
 }
 inline void store(float* p, V x) { _mm512_storeu_ps(p, x.v); }
-inline void store(float* p, int n, V x) { _mm512_mask_storeu_ps(p, head(n), x.v); }
+inline void store(float* p, int n, V x) {
+  if (n >= 16) store(p, x);
+  else _mm512_mask_storeu_ps(p, head(n), x.v);
+}
 inline V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline V operator-(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline V operator*(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -43,16 +47,28 @@ inline V square_root(V a) { return {_mm512_sqrt_ps(a.v)}; }
 inline I integers(V a) { return {_mm512_cvtps_epi32(a.v)}; }  // to nearest even
 inline V reals(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline I set1i(int32_t x) { return {_mm512_set1_epi32(x)}; }
-inline I load_i32(const int32_t* p, int n) { return {_mm512_maskz_loadu_epi32(head(n), p)}; }
+inline I load_i32(const int32_t* p, int n) {
+  return {n >= 16 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(head(n), p)};
+}
 inline I load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
-inline I load_u8(const uint8_t* p, int n) { return {_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(head(n), p))}; }
+inline I load_u8(const uint8_t* p, int n) {
+  if (n >= 16) return load_u8(p);
+  return {_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(head(n), p))};
+}
 inline I load_i8(const int8_t* p, int n) { return {_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(head(n), p))}; }
 inline void store_u8(uint8_t* p, I x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v)); }
-inline void store_u8(uint8_t* p, int n, I x) { _mm_mask_storeu_epi8(p, head(n), _mm512_cvtepi32_epi8(x.v)); }
+inline void store_u8(uint8_t* p, int n, I x) {
+  if (n >= 16) store_u8(p, x);
+  else _mm_mask_storeu_epi8(p, head(n), _mm512_cvtepi32_epi8(x.v));
+}
 inline I operator+(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline I operator-(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
-inline V power_of_two(I n) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))}; }
+// 2^n of n + kMagic, which holds n in its low bits.
+inline V power_of_magic(V x) {
+  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(x.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(127 << 23)))};
+}
 
 // Sum of the lanes, halves added: 8, 4, 2, 1.
 inline float total(V x) {
