@@ -34,6 +34,7 @@ bool request_tiles() {
 
 struct Features {
   bool isa[kIsaCount] = {true, false, false, false, false};
+  bool lane_popcount = false;
   Features() {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return;
@@ -45,6 +46,7 @@ struct Features {
     const bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
     const bool vbmi = c & (1u << 1), vnni = c & (1u << 11);
     isa[kAvx512] = isa[kAvx2] && f && dq && bw && vl && vbmi && vnni && (state & 0xe6) == 0xe6;
+    lane_popcount = isa[kAvx512] && (c & (1u << 14));
     const bool tile = d & (1u << 24), int8 = d & (1u << 25), tile_bf16 = d & (1u << 22);
     isa[kAvx512Bf16] = isa[kAvx512] && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
     isa[kAmx] = isa[kAvx512Bf16] && tile && int8 && tile_bf16 && (state & 0x60000) == 0x60000 && request_tiles();
@@ -53,6 +55,7 @@ struct Features {
 #else
 struct Features {
   bool isa[kIsaCount] = {true, false, false, false, false};
+  bool lane_popcount = false;
 };
 #endif
 
@@ -74,6 +77,8 @@ bool isa_supported(int isa) {
 #endif
   return isa >= 0 && isa < kIsaCount && features().isa[isa];
 }
+
+bool has_lane_popcount() { return features().lane_popcount; }
 
 int isa_default() {
   if (const char* forced = std::getenv("PENNYWEIGHT_ISA"); forced && *forced) {

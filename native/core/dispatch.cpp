@@ -61,6 +61,10 @@ struct Slot;
   void gemm_grouped(const GemmGroupedArgs&);              \
   void pack(const PackArgs&);                             \
   void interleave(const InterleaveArgs&);                 \
+  void bit_gemm(const BitGemmArgs&);                      \
+  void sign_f32(const SignArgs&);                         \
+  void sign_u8(const SignArgs&);                          \
+  void sign_i32(const SignArgs&);                         \
   void fake_quantize(const FakeArgs&);                    \
   void fake_gradient(const FakeArgs&);                    \
   int64_t peak_i8(int64_t);                               \
@@ -84,6 +88,12 @@ const KernelRow kRows[] = {
 #undef PW_KERNEL
 constexpr int kRowCount = int(sizeof(kRows) / sizeof(kRows[0]));
 
+// Whether a row's kernel needs no more than its instruction set promises, or this processor has what it needs.
+bool runs_here(const KernelRow& row) {
+  const bool bits = row.op == k_bit_gemm || row.op == k_sign_f32 || row.op == k_sign_u8 || row.op == k_sign_i32;
+  return !(bits && row.isa >= kAvx512) || has_lane_popcount();
+}
+
 struct Tables {
   Kernels of[kIsaCount];
   Tables() {
@@ -91,7 +101,7 @@ struct Tables {
       Kernels& k = of[isa];
       k.isa = isa;
       for (const KernelRow& row : kRows)
-        if (row.isa <= isa && (!k.row[row.op] || k.row[row.op]->isa < row.isa)) k.row[row.op] = &row;
+        if (row.isa <= isa && runs_here(row) && (!k.row[row.op] || k.row[row.op]->isa < row.isa)) k.row[row.op] = &row;
 #define PW_OP(name, type) k.name = reinterpret_cast<type>(k.row[k_##name]->fn);
 #include "core/ops.inc"
 #undef PW_OP

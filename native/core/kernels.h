@@ -65,6 +65,48 @@ struct GemmArgs {
 };
 using GemmFn = void (*)(const GemmArgs&);
 
+// ---- bits x bits products --------------------------------------------------------------------------------------------
+
+// Products of values that are -1 or 1, a bit each (1: one). With `base` the number of terms, bias and border taken in,
+//   acc = base[base_row[m] + n] - 2 * popcount(a xor b)
+// and then the epilogue, or with `threshold`: bit n of row m = (acc >= threshold[n]) xor bit n of flip.
+// Packed weights: blocks of 16 columns; segment after segment, words of 32 bits along K: [16 columns].
+struct BitGemmArgs {
+  const uint8_t* a = nullptr;         // row m, segment s, byte k at a + row_offset[m] + seg_offset[s] + k
+  const int64_t* row_offset = nullptr;
+  int m = 0;
+  int segments = 1;
+  const int64_t* seg_offset = nullptr;
+  int seg_words = 0;                  // words of 32 bits in a segment
+  uint32_t tail = ~0u;                // which bits of a segment's last word are read
+  const uint32_t* b = nullptr;        // first column block of this call
+  int64_t b_block = 0;                // words from one column block to the next
+  int n = 0, n0 = 0;                  // columns of this call; the first one, to index the epilogue, base and threshold
+  const int32_t* base = nullptr;      // [border cases][columns padded to 64]
+  const int32_t* base_row = nullptr;  // [m]
+  void* c = nullptr;                  // row m, column n at c + (c_offset[m] + n) elements; bits: c + c_offset[m] + n / 8
+  const int64_t* c_offset = nullptr;
+  const int64_t* r_offset = nullptr;  // residual or addend rows
+  int m0 = 0;
+  const Epilogue* epilogue = nullptr;  // its bias is not read
+  const int32_t* threshold = nullptr;  // [columns padded to 64], or null
+  const uint16_t* flip = nullptr;      // a bit a column
+};
+using BitGemmFn = void (*)(const BitGemmArgs&);
+
+// Bits of values against thresholds: bit i of a row = (x[i] >= t[i]) xor flip; bits behind the n-th are 0.
+struct SignArgs {
+  const void* x = nullptr;      // f32, u8 or i32
+  uint8_t* y = nullptr;
+  int64_t rows = 0, x_row = 0;  // elements from row to row
+  int64_t y_row = 0;            // bytes
+  int64_t n = 0;
+  const void* threshold = nullptr;  // of x's type, [n], or one where t_step is 0
+  int t_step = 0;
+  const uint8_t* flip = nullptr;    // bits [n / 8, up], or null: none
+};
+using SignFn = void (*)(const SignArgs&);
+
 // ---- depthwise convolution ---------------------------------------------------------------------------------------
 
 // Rows of results of a depthwise convolution, channels last. Elements of y where they are not said to be bytes.

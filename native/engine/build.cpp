@@ -58,6 +58,9 @@ const Entry kBuilders[] = {
     {"stuff", build_stuff},
     {"gather", build_gather},
     {"gather_nd", build_gather_nd},
+    {"sign", build_sign},
+    {"conv_binary", build_conv_binary},
+    {"linear_binary", build_linear_binary},
     {"lstm", build_lstm},
     {"gru", build_gru},
 };

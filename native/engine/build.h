@@ -82,6 +82,9 @@ void build_pad(Builder&, int op);
 void build_stuff(Builder&, int op);
 void build_gather(Builder&, int op);
 void build_gather_nd(Builder&, int op);
+void build_sign(Builder&, int op);
+void build_conv_binary(Builder&, int op);
+void build_linear_binary(Builder&, int op);
 void build_lstm(Builder&, int op);
 void build_gru(Builder&, int op);
 

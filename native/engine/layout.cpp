@@ -14,14 +14,16 @@ namespace {
 bool writes_strided(const Plan& plan, const OpNode& op) {
   static const std::set<std::string> kinds = {
       "requant", "requant_add", "quantize", "dequantize", "table",  "add_q", "mul_q", "affine_q", "max_pool",
-      "transpose", "slice",     "concat",   "pad",        "upsample", "stuff", "expand", "conv_f32", "rescale", "unary", "binary"};
+      "transpose", "slice",     "concat",   "pad",        "upsample", "stuff", "expand", "conv_f32", "rescale", "unary", "binary",
+      "sign"};
   return kinds.count(op.kind) > 0 || converts_bf16(plan, op);
 }
 
 bool reads_strided(const Plan& plan, const OpNode& op, int value) {
   static const std::set<std::string> kinds = {"conv",   "conv_f32", "quantize", "dequantize", "table",    "add_q",
                                               "mul_q",  "affine_q", "max_pool", "sum_pool",   "transpose", "slice",
-                                              "concat", "pad",      "upsample", "stuff",      "expand",   "unary", "binary"};
+                                              "concat", "pad",      "upsample", "stuff",      "expand",   "unary", "binary",
+                                              "sign",   "conv_binary"};
   if (op.kind == "requant_add") return op.in[2] == value && op.in[0] != value;
   return kinds.count(op.kind) > 0 || converts_bf16(plan, op);
 }
@@ -36,7 +38,7 @@ std::vector<int64_t> dense_strides(const std::vector<int64_t>& dims) {
   return strides;
 }
 
-bool is_conv(const OpNode& op) { return op.kind == "conv" || op.kind == "conv_f32"; }
+bool is_conv(const OpNode& op) { return op.kind == "conv" || op.kind == "conv_f32" || op.kind == "conv_binary"; }
 
 // Padding that the convolutions reading a value want around it. False: they disagree, or it is known too late.
 bool wanted_halo(const Plan& plan, const Value& v, int number, std::vector<int64_t>& begin, std::vector<int64_t>& end,

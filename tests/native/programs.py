@@ -9,6 +9,7 @@ import numpy as np
 from cases import CODES, F32, Case
 from programs_grouped import grouped
 from programs_movement import attentions, inexact, movements, normalisations, pools, recurrents, sums
+from programs_signs import signs
 
 from pennyweight.program.ir import Program
 
@@ -306,6 +307,7 @@ def elementwise() -> Iterator[tuple[Case, Program]]:
 EXACT = (
     linears,
     grouped,
+    signs,
     convs,
     dynamic_convs,
     chains,

@@ -25,11 +25,12 @@ inline Steps4 steps_of(const Value& v) {
   return s;
 }
 
-inline Geometry geometry_of(const Plan& plan, const OpNode& op) {
+// `shape`: the weight's, [O, C / groups, *kernel].
+inline Geometry geometry_of(const Plan& plan, const OpNode& op, const std::vector<int64_t>& shape) {
   Geometry g;
-  const Value &x = plan.values[op.in[0]], &w = plan.values[op.in[1]], &y = plan.values[op.out[0]];
+  const Value &x = plan.values[op.in[0]], &y = plan.values[op.out[0]];
   const int dims = x.rank() - 2;
-  require(dims >= 1 && dims <= 3 && w.rank() == x.rank(), "a convolution of a rank that is not supported");
+  require(dims >= 1 && dims <= 3 && int(shape.size()) == x.rank(), "a convolution of a rank that is not supported");
   g.batch = x.dims[0];
   g.in_channels = x.dims.back();
   g.out_channels = y.dims.back();
@@ -39,13 +40,17 @@ inline Geometry geometry_of(const Plan& plan, const OpNode& op) {
     const int a = 3 - dims + i;
     g.in[a] = x.dims[1 + i];
     g.out[a] = y.dims[1 + i];
-    g.kernel[a] = w.dims[2 + i];
+    g.kernel[a] = shape[size_t(2 + i)];
     g.stride[a] = stride[i];
     g.dilation[a] = dilation[i];
     g.begin[a] = pads[i];
     g.end[a] = pads[dims + i];
   }
   return g;
+}
+
+inline Geometry geometry_of(const Plan& plan, const OpNode& op) {
+  return geometry_of(plan, op, plan.values[op.in[1]].dims);
 }
 
 }  // namespace pw

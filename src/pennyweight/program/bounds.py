@@ -182,6 +182,15 @@ def _grouped(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Co
     return length * 255 * (1 << (int(op.attrs["bits"]) - 1))
 
 
+def _signs(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
+    """Largest |accumulator| of products of signs: one for each term, and the bias."""
+    terms = math.prod(op.attrs["shape"][1:]) if "shape" in op.attrs else int(op.attrs["n"])
+    bias = constants.get(op.inputs[2]) if len(op.inputs) > 2 else None
+    if bias is None or not bias.data.size:
+        return 2 * terms  # kernels count before they take in the sign
+    return 2 * terms + max(abs(int(bias.data.min())), abs(int(bias.data.max())))
+
+
 def _matmul(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
     return types[op.inputs[0]].ints[-1] * 255 * 255
 
@@ -203,6 +212,8 @@ _TERMS: dict[str, Callable[[Op, Mapping[str, TensorType], Mapping[str, Constant]
     "conv": _product,
     "linear": _product,
     "linear_grouped": _grouped,
+    "conv_binary": _signs,
+    "linear_binary": _signs,
     "matmul": _matmul,
     "attention": _attention,
     "sum_pool": _pooled,

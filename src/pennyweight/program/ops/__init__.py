@@ -104,6 +104,7 @@ from pennyweight.program.ops import (  # noqa: E402
     products,
     real_products,
     recurrent,
+    signs,
 )
 
 __all__ = [
@@ -124,5 +125,6 @@ __all__ = [
     "real_products",
     "recurrent",
     "require",
+    "signs",
     "want",
 ]

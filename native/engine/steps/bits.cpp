@@ -1,0 +1,558 @@
+// Values of one bit: products of packed signs, and how codes, floats and accumulators become signs.
+#include <algorithm>
+#include <cstring>
+
+#include "engine/layout.h"
+#include "engine/steps/epilogue.h"
+#include "engine/steps/geometry.h"
+
+namespace pw {
+namespace {
+
+// ---- thresholds ------------------------------------------------------------------------------------------------------
+
+// The constants of a `sign` op: thresholds of its operand's type, and a bit per channel that turns the result.
+struct Signs {
+  std::vector<char> threshold;  // one, or one per channel
+  bool each = false;
+  int64_t channels = 0, groups = 1, group_bytes = 0;
+  std::vector<uint8_t> flip;    // bits by group as the result has them, empty: none
+
+  static Signs of(const Plan& plan, const OpNode& op) {
+    Signs s;
+    const Value& x = plan.values[op.in[0]];
+    const Constant& t = plan.constant(op.in[1]);
+    s.channels = x.dims.back();
+    s.groups = op.integer("groups");
+    require(s.groups > 0 && s.channels % s.groups == 0, "channels do not split into these groups");
+    require(t.dtype == x.dtype && (t.count() == 1 || t.count() == s.channels), "thresholds do not fit");
+    s.each = t.count() > 1;
+    const char* data = static_cast<const char*>(t.data);
+    s.threshold.assign(data, data + t.count() * dtype_size(t.dtype));
+    s.threshold.resize(s.threshold.size() + 64);
+    const int64_t per_group = s.channels / s.groups;
+    s.group_bytes = (per_group + 7) / 8;
+    if (op.input(2) >= 0) {
+      const Constant& f = plan.constant(op.in[2]);
+      require(f.dtype == PW_U8 && f.count() == s.channels, "flips do not fit");
+      s.flip.assign(size_t(s.groups * s.group_bytes + 8), 0);
+      for (int64_t c = 0; c < s.channels; ++c)
+        if (static_cast<const uint8_t*>(f.data)[c])
+          s.flip[size_t(c / per_group * s.group_bytes + c % per_group / 8)] |= uint8_t(1 << (c % per_group % 8));
+    }
+    return s;
+  }
+
+  // Whether the bits of all channels lie side by side, as if there were one group.
+  bool flat() const { return groups == 1 || channels / groups % 8 == 0; }
+
+  // Bits of `rows` rows of all channels that lie at these distances.
+  void run(SignFn fn, int64_t size, const char* x, int64_t x_row, uint8_t* y, int64_t y_row, int64_t rows) const {
+    SignArgs a;
+    a.rows = rows;
+    a.x_row = x_row;
+    a.y_row = y_row;
+    const int64_t parts = flat() ? 1 : groups, n = channels / parts;
+    for (int64_t g = 0; g < parts; ++g) {
+      a.n = n;
+      a.x = x + g * n * size;
+      a.y = y + g * group_bytes;
+      a.threshold = threshold.data() + (each ? g * n * size : 0);
+      a.t_step = each;
+      a.flip = flip.empty() ? nullptr : flip.data() + g * group_bytes;
+      if (!each && !a.flip && n % 8 == 0 && x_row == n && y_row == n / 8) {  // rows follow each other: one row
+        a.n = rows * n;
+        a.rows = 1;
+      }
+      fn(a);
+    }
+  }
+};
+
+SignFn sign_kernel(const Plan& plan, int dtype, const char** symbol) {
+  const Kernels& k = *plan.kernels;
+  const Op op = dtype == PW_F32 ? k_sign_f32 : dtype == PW_U8 ? k_sign_u8 : k_sign_i32;
+  *symbol = k.row[op]->symbol;
+  return dtype == PW_F32 ? k.sign_f32 : dtype == PW_U8 ? k.sign_u8 : k.sign_i32;
+}
+
+struct SignStep : Step {
+  Signs signs;
+  SignFn fn;
+  int x, y;
+  // lines of `length` rows (the axis before the last), outer axes in front
+  std::vector<int64_t> dims, x_strides, y_strides;
+  int64_t length = 1, x_row = 0, y_row = 0, lines = 1, size = 1;
+
+  void run(const Run& r, int task, int) const override {
+    const char* from = r.at<char>(x);
+    uint8_t* to = r.at<uint8_t>(y);
+    const int64_t rows = lines * length, first = rows * task / tasks, last = rows * (task + 1) / tasks;
+    for (int64_t row = first; row < last;) {
+      const int64_t line = row / length, in = row % length, count = std::min(length - in, last - row);
+      int64_t xo = in * x_row, yo = in * y_row, rest = line;
+      for (int a = int(dims.size()) - 1; a >= 0; --a) {
+        xo += rest % dims[a] * x_strides[a];
+        yo += rest % dims[a] * y_strides[a];
+        rest /= dims[a];
+      }
+      signs.run(fn, size, from + xo * size, x_row, to + yo, y_row, count);
+      row += count;
+    }
+  }
+};
+
+// ---- products --------------------------------------------------------------------------------------------------------
+
+// Columns of +-1 in the form of BitGemmArgs. Stored weights: row o, bit (c * taps + t) of ceil(K / 8) bytes.
+struct Columns {
+  const uint8_t* w;
+  int64_t row_bytes, channels, taps;
+  bool bit(int64_t o, int64_t c, int64_t t) const {
+    const int64_t k = c * taps + t;
+    return (w[o * row_bytes + k / 8] >> (k % 8)) & 1;
+  }
+  int32_t sum(int64_t o, int64_t t) const {  // of the weights of one tap
+    int32_t s = 0;
+    for (int64_t c = 0; c < channels; ++c) s += bit(o, c, t) ? 1 : -1;
+    return s;
+  }
+};
+
+// per_segment: taps that lie side by side in a segment of `words` words, each of `pixel` bytes.
+Packed pack_bits(const Columns& from, int64_t first, int64_t n, int64_t per_segment, int64_t pixel, int64_t words) {
+  const int64_t segments = from.taps / per_segment, blocks = (n + 15) / 16;
+  Packed p;
+  p.block = segments * words * 16;
+  p.codes = Buffer(blocks * p.block * 4);
+  auto* out = p.codes.as<uint32_t>();
+  std::memset(out, 0, size_t(blocks * p.block * 4));
+  for (int64_t o = 0; o < n; ++o)
+    for (int64_t t = 0; t < from.taps; ++t)
+      for (int64_t c = 0; c < from.channels; ++c) {
+        if (!from.bit(first + o, c, t)) continue;
+        const int64_t place = t % per_segment * pixel * 8 + c;  // bit of the segment
+        out[o / 16 * p.block + (t / per_segment * words + place / 32) * 16 + o % 16] |= 1u << (place % 32);
+      }
+  return p;
+}
+
+struct BitStep : Step {
+  BitGemmFn fn;
+  std::shared_ptr<const Packed> packed;
+  Tail tail;
+  int x;
+  // rows in nested loops: image, three spatial axes; bytes of x, elements of the result and the residual
+  int64_t count[4] = {1, 1, 1, 1}, x_step[4] = {}, y_step[4] = {}, r_step[4] = {};
+  std::vector<int32_t> border[4];  // per axis and place: what it adds to the index into `base`
+  int64_t x_base = 0, y_base = 0;  // bytes for padding and group; columns of the group
+  std::vector<int64_t> segments;
+  int seg_words = 1;
+  uint32_t last_word = ~0u;
+  int64_t n = 0, rows = 0, row_chunk = 0, column_chunk = 0, row_tasks = 1, column_tasks = 1;
+  std::shared_ptr<const std::vector<int32_t>> base;
+  // the result as bits, by thresholds on the accumulators
+  std::vector<int32_t> threshold;
+  std::vector<uint16_t> flip;
+  // the result's signs too, for the products that read it
+  int signs_value = -1;
+  Signs signs;
+  SignFn sign = nullptr;
+  int64_t s_step[4] = {};
+
+  void run(const Run& r, int task, int) const override {
+    const int64_t row_task = task % row_tasks, column_task = task / row_tasks;
+    const int64_t m0 = row_task * row_chunk, m1 = std::min(rows, m0 + row_chunk);
+    const int64_t n0 = column_task * column_chunk, n1 = std::min(n, n0 + column_chunk);
+    const bool bits = !threshold.empty();
+    const Epilogue e = tail.at(r);
+    BitGemmArgs g;
+    g.a = r.at<uint8_t>(x) + x_base;
+    g.segments = int(segments.size());
+    g.seg_offset = segments.data();
+    g.seg_words = seg_words;
+    g.tail = last_word;
+    g.b = packed->codes.as<uint32_t>() + n0 / 16 * packed->block;
+    g.b_block = packed->block;
+    g.n = int(n1 - n0);
+    g.n0 = int(y_base + n0);
+    g.base = base->data();
+    const int64_t size = e.out == Out::kU8 ? 1 : 4;
+    char* result = r.at<char>(tail.result);
+    g.c = bits ? result + (y_base + n0) / 8 : result + (y_base + n0) * size;
+    if (bits) {
+      g.threshold = threshold.data();
+      g.flip = flip.data();
+    }
+    Epilogue shifted = e;
+    if (shifted.residual) shifted.residual += y_base + n0;
+    if (shifted.addend) shifted.addend += y_base + n0;
+    g.epilogue = &shifted;
+    constexpr int kRows = 384;
+    int64_t x_at[kRows], y_at[kRows], r_at[kRows], s_at[kRows];
+    int32_t base_at[kRows];
+    for (int64_t m = m0; m < m1; m += kRows) {
+      const int64_t k = std::min<int64_t>(kRows, m1 - m);
+      offsets(m, k, x_at, y_at, r_at, s_at, base_at);
+      g.m = int(k);
+      g.m0 = int(m);
+      g.row_offset = x_at;
+      g.c_offset = y_at;
+      g.r_offset = r_at;
+      g.base_row = base_at;
+      fn(g);
+      if (signs_value < 0) continue;
+      uint8_t* to = r.at<uint8_t>(signs_value);
+      for (int64_t i = 0; i < k;) {  // runs of rows at one distance
+        int64_t run = 1;
+        while (i + run < k && y_at[i + run] - y_at[i + run - 1] == y_step[3] && s_at[i + run] - s_at[i + run - 1] == s_step[3])
+          ++run;
+        signs.run(sign, size, result + y_at[i] * size, y_step[3], to + s_at[i], s_step[3], run);
+        i += run;
+      }
+    }
+  }
+
+  void offsets(int64_t first, int64_t k, int64_t* x_at, int64_t* y_at, int64_t* r_at, int64_t* s_at, int32_t* base_at) const {
+    int64_t index[4], rest = first;
+    for (int a = 3; a >= 0; --a) {
+      index[a] = rest % count[a];
+      rest /= count[a];
+    }
+    for (int64_t i = 0; i < k;) {
+      int64_t xo = 0, yo = 0, ro = 0, so = 0;
+      int32_t bo = 0;
+      for (int a = 0; a < 3; ++a) {
+        xo += index[a] * x_step[a];
+        yo += index[a] * y_step[a];
+        ro += index[a] * r_step[a];
+        so += index[a] * s_step[a];
+        if (!border[a].empty()) bo += border[a][size_t(index[a])];
+      }
+      for (; index[3] < count[3] && i < k; ++index[3], ++i) {
+        x_at[i] = xo + index[3] * x_step[3];
+        y_at[i] = yo + index[3] * y_step[3];
+        r_at[i] = ro + index[3] * r_step[3];
+        s_at[i] = so + index[3] * s_step[3];
+        base_at[i] = bo + (border[3].empty() ? 0 : border[3][size_t(index[3])]);
+      }
+      if (index[3] == count[3]) {
+        index[3] = 0;
+        for (int a = 2; a >= 0; --a) {
+          if (++index[a] < count[a]) break;
+          index[a] = 0;
+        }
+      }
+    }
+  }
+};
+
+// Splits rows and columns among tasks. depth: bits of K.
+void share(BitStep& s, int threads, int64_t depth) {
+  s.row_chunk = s.rows;
+  s.column_chunk = s.n;
+  const int64_t work = s.rows * s.n * depth / 32;
+  if (threads > 1 && work > 100000) {
+    if (s.signs_value < 0 && s.n > s.rows && s.n >= 64 * threads) {
+      const int64_t pieces = std::min<int64_t>(s.n / 64, threads * 2);
+      s.column_chunk = ((s.n + pieces - 1) / pieces + 63) / 64 * 64;
+    } else {
+      const int64_t pieces = std::min<int64_t>(std::max<int64_t>(s.rows / 24, 1), work > 1000000 ? threads * 4 : threads);
+      s.row_chunk = ((s.rows + pieces - 1) / pieces + 11) / 12 * 12;
+    }
+  }
+  s.row_tasks = (s.rows + s.row_chunk - 1) / std::max<int64_t>(s.row_chunk, 1);
+  s.column_tasks = (s.n + s.column_chunk - 1) / std::max<int64_t>(s.column_chunk, 1);
+  s.tasks = int(s.row_tasks * s.column_tasks);
+}
+
+// The op's own results as bits: a `sign` that alone reads the accumulators.
+const OpNode* take_signs(Builder& b, int number, Tail& tail) {
+  Plan& plan = b.plan;
+  if (tail.last_op != number) return nullptr;
+  const int after = b.follower(number, {"sign"});
+  if (after < 0 || !Signs::of(plan, plan.ops[after]).flat()) return nullptr;
+  b.done.insert(after);
+  tail.ops += "+sign";
+  tail.last_op = after;
+  tail.result = plan.ops[after].out[0];
+  return &plan.ops[after];
+}
+
+struct Thresholds {
+  std::vector<int32_t> at;
+  std::vector<uint16_t> flip;
+};
+
+Thresholds thresholds_of(const Plan& plan, const OpNode& op, int64_t columns) {
+  Thresholds t;
+  const Constant& c = plan.constant(op.in[1]);
+  require(c.dtype == PW_I32, "thresholds of accumulators are integers");
+  t.at.assign(size_t((columns + 63) / 64 * 64), 0);
+  t.flip.assign(size_t((columns + 63) / 64 * 4), 0);
+  for (int64_t i = 0; i < columns; ++i) t.at[size_t(i)] = static_cast<const int32_t*>(c.data)[c.count() == 1 ? 0 : i];
+  if (op.input(2) >= 0) {
+    const auto* f = static_cast<const uint8_t*>(plan.constant(op.in[2]).data);
+    for (int64_t i = 0; i < columns; ++i) t.flip[size_t(i / 16)] |= uint16_t(f[i] ? 1u << (i % 16) : 0);
+  }
+  return t;
+}
+
+// A `sign` op among the readers of the step's result that the step can do as well; -1: none.
+int also_signed(Builder& b, const Tail& tail, int64_t columns, int64_t groups) {
+  Plan& plan = b.plan;
+  if (tail.base.out == Out::kI32 || groups > 1) return -1;
+  for (int reader : plan.values[tail.result].readers) {
+    const OpNode& op = plan.ops[reader];
+    if (op.kind == "sign" && !b.done.count(reader) && plan.values[op.in[0]].dims.back() == columns) return reader;
+  }
+  return -1;
+}
+
+std::string key_of(int constant, std::initializer_list<int64_t> numbers) {
+  std::string key = std::to_string(constant) + ":bits";
+  for (int64_t n : numbers) key += ":" + std::to_string(n);
+  return key;
+}
+
+void describe(BitStep& s, const Plan& plan, const OpNode& op) {
+  s.ops = s.tail.ops;
+  s.site = op.site;
+  s.kernel = plan.kernels->row[k_bit_gemm]->symbol;
+  s.reads = {s.x, s.tail.residual, s.tail.row_scale};
+  s.writes = {s.tail.result};
+  if (s.signs_value >= 0) s.writes.push_back(s.signs_value);
+}
+
+// What the sum of K products of bits starts from: K and the bias.
+std::vector<int32_t> depth_and_bias(const Plan& plan, const OpNode& op, int64_t columns, int64_t depth) {
+  std::vector<int32_t> base(size_t((columns + 63) / 64 * 64), int32_t(depth));
+  if (op.input(2) >= 0) {
+    const auto* bias = static_cast<const int32_t*>(plan.constant(op.in[2]).data);
+    for (int64_t i = 0; i < columns; ++i) base[size_t(i)] += bias[i];
+  }
+  return base;
+}
+
+// Sums over the taps that a border cuts off, for every combination of cuts: there the input's bits are 0, which counts
+// as -1, where a padded zero would add nothing. Fills in `border`.
+std::vector<int32_t> border_cases(BitStep& s, const Geometry& g, const Columns& w, const std::vector<int32_t>& plain) {
+  std::vector<std::pair<int64_t, int64_t>> cases[3];  // taps that lie inside, first and last + 1
+  for (int a = 0; a < 3; ++a) {
+    s.border[a + 1].resize(size_t(g.out[a]));
+    for (int64_t o = 0; o < g.out[a]; ++o) {
+      const int64_t at = o * g.stride[a] - g.begin[a];
+      int64_t first = 0, last = g.kernel[a];
+      while (first < g.kernel[a] && at + first * g.dilation[a] < 0) ++first;
+      while (last > first && at + (last - 1) * g.dilation[a] >= g.in[a]) --last;
+      const auto found = std::find(cases[a].begin(), cases[a].end(), std::make_pair(first, last));
+      s.border[a + 1][size_t(o)] = int32_t(found - cases[a].begin());
+      if (found == cases[a].end()) cases[a].emplace_back(first, last);
+    }
+  }
+  const auto n = [&](int a) { return int64_t(cases[a].size()); };
+  const int64_t step = int64_t(plain.size());
+  require(n(0) * n(1) * n(2) * step < (int64_t(1) << 28), "a convolution with too many kinds of borders");
+  for (int32_t& v : s.border[1]) v *= int32_t(n(1) * n(2) * step);
+  for (int32_t& v : s.border[2]) v *= int32_t(n(2) * step);
+  for (int32_t& v : s.border[3]) v *= int32_t(step);
+  std::vector<int32_t> sums(size_t(g.out_channels * w.taps));
+  for (int64_t o = 0; o < g.out_channels; ++o)
+    for (int64_t t = 0; t < w.taps; ++t) sums[size_t(o * w.taps + t)] = w.sum(o, t);
+  std::vector<int32_t> base;
+  for (const auto& z : cases[0])
+    for (const auto& y : cases[1])
+      for (const auto& x : cases[2]) {
+        const size_t at = base.size();
+        base.insert(base.end(), plain.begin(), plain.end());
+        int64_t t = 0;
+        for (int64_t i = 0; i < g.kernel[0]; ++i)
+          for (int64_t j = 0; j < g.kernel[1]; ++j)
+            for (int64_t k = 0; k < g.kernel[2]; ++k, ++t) {
+              const bool inside = i >= z.first && i < z.second && j >= y.first && j < y.second && k >= x.first && k < x.second;
+              for (int64_t o = 0; o < g.out_channels && !inside; ++o) base[at + size_t(o)] += sums[size_t(o * w.taps + t)];
+            }
+      }
+  return base;
+}
+
+}  // namespace
+
+void build_sign(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode& op = plan.ops[number];
+  auto step = std::make_unique<SignStep>();
+  const Value &x = plan.values[op.in[0]], &y = plan.values[op.out[0]];
+  step->signs = Signs::of(plan, op);
+  if (x.count() == 0) return;
+  require(x.strides.back() == 1 && y.strides.back() == 1, "channels must lie side by side");
+  step->fn = sign_kernel(plan, x.dtype, &step->kernel);
+  step->x = op.in[0];
+  step->y = op.out[0];
+  step->size = dtype_size(x.dtype);
+  const int outer = x.rank() - 1;
+  step->x_row = step->signs.channels;
+  step->y_row = y.dims.back();
+  if (x.dense() && y.dense()) {
+    step->length = x.count() / step->signs.channels;
+  } else if (outer > 0) {
+    step->length = x.dims[outer - 1];
+    step->x_row = x.strides[outer - 1];
+    step->y_row = y.strides[outer - 1];
+    for (int a = 0; a + 1 < outer; ++a) {
+      step->dims.push_back(x.dims[a]);
+      step->x_strides.push_back(x.strides[a]);
+      step->y_strides.push_back(y.strides[a]);
+      step->lines *= x.dims[a];
+    }
+  }
+  step->tasks = plan.threads > 1 && x.count() * step->size > 100000 ? plan.threads * 2 : 1;
+  step->ops = op.kind;
+  step->site = op.site;
+  step->reads = {op.in[0]};
+  step->writes = {op.out[0]};
+  b.add(std::move(step));
+}
+
+void build_conv_binary(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode op = plan.ops[number];
+  const auto& shape = op.ints("shape");  // [O, C / groups, *kernel]
+  const Geometry g = geometry_of(plan, op, shape);
+  Tail tail = make_tail(b, number, g.out_channels);
+  const int64_t columns = g.out_channels / g.groups, channels = shape[1], pixel = (channels + 7) / 8;
+  const OpNode* last = g.groups == 1 || columns % 16 == 0 ? take_signs(b, number, tail) : nullptr;
+  const Thresholds cut = last ? thresholds_of(plan, *last, g.out_channels) : Thresholds();
+  if (g.rows() == 0 || g.out_channels == 0) return;
+  const int rank = plan.values[op.in[0]].rank(), dims = rank - 2;
+  std::vector<int64_t> begin(size_t(rank), 0), end(size_t(rank), 0);
+  for (int i = 0; i < dims; ++i) {
+    begin[size_t(1 + i)] = g.begin[3 - dims + i];
+    end[size_t(1 + i)] = g.end[3 - dims + i];
+  }
+  const int x = b.readable(op.in[0], begin, end, 0);
+  const int64_t taps = g.kernel[0] * g.kernel[1] * g.kernel[2];
+  const Constant& weights = plan.constant(op.in[1]);
+  const Columns w{static_cast<const uint8_t*>(weights.data), (channels * taps + 7) / 8, channels, taps};
+  int also = also_signed(b, tail, g.out_channels, last ? 2 : g.groups);
+  if (also >= 0) b.done.insert(also);
+  const Value &xv = plan.values[x], &yv = plan.values[tail.result];
+  require(xv.strides.back() == 1 && yv.strides.back() == 1, "channels must lie side by side");
+  const Steps4 xs = steps_of(xv), ys = steps_of(yv);
+  const Steps4 rs = tail.residual >= 0 ? steps_of(plan.values[tail.residual]) : ys;
+  // taps of a kernel row lie side by side where pixels do
+  const bool joined = g.groups == 1 && g.dilation[2] == 1 && (xs.axis[2] == pixel || g.kernel[2] == 1);
+  const int64_t per_segment = joined ? g.kernel[2] : 1, words = (per_segment * pixel + 3) / 4;
+  const int64_t used = per_segment * pixel % 4;
+  std::vector<int64_t> segments;
+  for (int64_t i = 0; i < g.kernel[0]; ++i)
+    for (int64_t j = 0; j < g.kernel[1]; ++j)
+      for (int64_t k = 0; k < g.kernel[2]; k += per_segment)
+        segments.push_back(i * g.dilation[0] * xs.axis[0] + j * g.dilation[1] * xs.axis[1] + k * g.dilation[2] * xs.axis[2]);
+  std::shared_ptr<const std::vector<int32_t>> base;
+  for (int64_t group = 0; group < g.groups; ++group) {
+    auto step = std::make_unique<BitStep>();
+    step->packed = plan.model->packed(key_of(plan.values[op.in[1]].index, {group, per_segment}), [&] {
+      return pack_bits(w, group * columns, columns, per_segment, pixel, words);
+    });
+    std::vector<int32_t> cases = border_cases(*step, g, w, depth_and_bias(plan, op, g.out_channels, channels * taps));
+    if (!base) base = std::make_shared<const std::vector<int32_t>>(std::move(cases));
+    step->base = base;
+    step->tail = tail;
+    step->tail.finish();
+    step->fn = plan.kernels->bit_gemm;
+    step->x = x;
+    step->segments = segments;
+    step->seg_words = int(words);
+    step->last_word = used ? (1u << (8 * used)) - 1 : ~0u;
+    step->n = columns;
+    step->count[0] = g.batch;
+    step->x_step[0] = xs.image;
+    step->y_step[0] = ys.image;
+    step->r_step[0] = rs.image;
+    step->x_base = group * pixel;
+    step->y_base = group * columns;
+    for (int a = 0; a < 3; ++a) {
+      step->count[a + 1] = g.out[a];
+      step->x_step[a + 1] = g.stride[a] * xs.axis[a];
+      step->y_step[a + 1] = ys.axis[a];
+      step->r_step[a + 1] = rs.axis[a];
+      step->x_base -= g.begin[a] * xs.axis[a];
+    }
+    step->threshold = cut.at;
+    step->flip = cut.flip;
+    if (also >= 0) {
+      const OpNode& sign = plan.ops[also];
+      const Steps4 ss = steps_of(plan.values[sign.out[0]]);
+      const char* symbol;
+      step->signs = Signs::of(plan, sign);
+      step->sign = sign_kernel(plan, plan.values[sign.in[0]].dtype, &symbol);
+      step->signs_value = sign.out[0];
+      step->s_step[0] = ss.image;
+      for (int a = 0; a < 3; ++a) step->s_step[a + 1] = ss.axis[a];
+      step->tail.ops += "+sign";
+    }
+    step->rows = g.rows();
+    share(*step, plan.threads, channels * taps);
+    describe(*step, plan, op);
+    step->macs = g.rows() * columns * channels * taps;
+    b.add(std::move(step));
+  }
+}
+
+void build_linear_binary(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode op = plan.ops[number];
+  const int64_t k = op.integer("n"), n = plan.values[op.in[1]].dims[0], bytes = (k + 7) / 8;
+  Tail tail = make_tail(b, number, n);
+  const OpNode* last = take_signs(b, number, tail);
+  const Thresholds cut = last ? thresholds_of(plan, *last, n) : Thresholds();
+  const int64_t rows = bytes ? plan.values[op.in[0]].count() / bytes : 0;
+  if (rows == 0 || n == 0) return;
+  const int rank = plan.values[op.in[0]].rank();
+  const int x = b.readable(op.in[0], std::vector<int64_t>(size_t(rank), 0), std::vector<int64_t>(size_t(rank), 0), 0);
+  require(plan.values[x].dense(), "a linear layer reads dense rows");
+  const Value& y = plan.values[tail.result];
+  require(y.rank() - 1 <= 4 || y.dense(), "a linear result of this rank must be dense");
+  auto step = std::make_unique<BitStep>();
+  const Columns w{static_cast<const uint8_t*>(plan.constant(op.in[1]).data), bytes, k, 1};
+  const int64_t words = (bytes + 3) / 4;
+  step->packed = plan.model->packed(key_of(plan.values[op.in[1]].index, {}), [&] {
+    return pack_bits(w, 0, n, 1, bytes, words);
+  });
+  step->base = std::make_shared<const std::vector<int32_t>>(depth_and_bias(plan, op, n, k));
+  step->tail = std::move(tail);
+  step->tail.finish();
+  step->fn = plan.kernels->bit_gemm;
+  step->x = x;
+  step->segments = {0};
+  step->seg_words = int(words);
+  step->last_word = bytes % 4 ? (1u << (8 * (bytes % 4))) - 1 : ~0u;
+  step->n = n;
+  step->threshold = cut.at;
+  step->flip = cut.flip;
+  const bool residual_dense = step->tail.residual < 0 || plan.values[step->tail.residual].dense();
+  if (y.dense() && residual_dense) {
+    step->count[3] = rows;
+    step->x_step[3] = bytes;
+    step->y_step[3] = y.dims.back();
+    step->r_step[3] = n;
+  } else {
+    int64_t x_step = bytes;
+    for (int a = 0; a < y.rank() - 1; ++a) {
+      const int axis = y.rank() - 2 - a;
+      step->count[3 - a] = y.dims[axis];
+      step->x_step[3 - a] = x_step;
+      step->y_step[3 - a] = y.strides[axis];
+      if (step->tail.residual >= 0) step->r_step[3 - a] = plan.values[step->tail.residual].strides[axis];
+      x_step *= y.dims[axis];
+    }
+  }
+  step->rows = rows;
+  share(*step, plan.threads, k);
+  describe(*step, plan, op);
+  step->macs = rows * n * k;
+  b.add(std::move(step));
+}
+
+}  // namespace pw

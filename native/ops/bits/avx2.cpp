@@ -1,0 +1,134 @@
+// Products of bits without a population count: sixteen counts by table, in bytes, widened before they can overflow.
+#if defined(__AVX2__)
+#include <cstring>
+
+#include "ops/avx2.h"
+#include "ops/bits/one.h"
+
+namespace pw::avx2 {
+namespace {
+
+inline __m256i word(const uint8_t* p) {
+  int32_t v;
+  std::memcpy(&v, p, 4);
+  return _mm256_set1_epi32(v);
+}
+
+inline __m256i counts(__m256i v) {
+  const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2,
+                                         3, 2, 3, 3, 4);
+  const __m256i nibble = _mm256_set1_epi8(15);
+  return _mm256_add_epi8(_mm256_shuffle_epi8(table, _mm256_and_si256(v, nibble)),
+                         _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi32(v, 4), nibble)));
+}
+
+// Counts of bytes to counts of lanes of 32 bits.
+inline __m256i widened(__m256i v) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(v, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
+}
+
+void store(const BitGemmArgs& g, const __m256i* total, int m, int column, int lanes) {
+  alignas(32) static const int32_t none[8] = {};
+  const int n = g.n0 + column;
+  const auto* base = reinterpret_cast<const __m256i*>(g.base + g.base_row[m] + n);
+  const __m256i acc = _mm256_sub_epi32(_mm256_loadu_si256(base), _mm256_slli_epi32(*total, 1));
+  if (g.threshold) {
+    const __m256i t = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(g.threshold + n));
+    unsigned byte = ~unsigned(_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(t, acc))));
+    byte ^= unsigned(g.flip[n / 16]) >> (n % 16);
+    static_cast<uint8_t*>(g.c)[g.c_offset[m] + column / 8] = uint8_t(byte & (lanes >= 8 ? 255u : (1u << lanes) - 1));
+    return;
+  }
+  Epilogue e = *g.epilogue;
+  e.bias = none - n;
+  store8(e, acc, n, lanes, g.m0 + m, e.residual ? e.residual + g.r_offset[m] + column : nullptr,
+         e.addend ? e.addend + g.r_offset[m] + column : nullptr, g.c, g.c_offset[m] + column);
+}
+
+template <int MR>
+int rows_of(const BitGemmArgs& g, int m, int block) {
+  const uint32_t* weights = g.b + block * g.b_block;
+  const int words = g.seg_words;
+  for (; m + MR <= g.m; m += MR) {
+    __m256i total[MR][2], some[MR][2];
+    for (int i = 0; i < MR; ++i)
+      for (int h = 0; h < 2; ++h) total[i][h] = some[i][h] = _mm256_setzero_si256();
+    const uint32_t* b = weights;
+    int left = 31;  // words until a byte could hold no more: 31 * 8 < 256
+    for (int s = 0; s < g.segments; ++s) {
+      const uint8_t* a = g.a + g.seg_offset[s];
+      for (int k = 0; k < words; ++k, b += 16) {
+        const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+        const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 8));
+        for (int i = 0; i < MR; ++i) {
+          __m256i x = word(a + g.row_offset[m + i] + 4 * k);
+          if (k == words - 1) x = _mm256_and_si256(x, _mm256_set1_epi32(int(g.tail)));
+          some[i][0] = _mm256_add_epi8(some[i][0], counts(_mm256_xor_si256(x, w0)));
+          some[i][1] = _mm256_add_epi8(some[i][1], counts(_mm256_xor_si256(x, w1)));
+        }
+        if (--left == 0) {
+          left = 31;
+          for (int i = 0; i < MR; ++i)
+            for (int h = 0; h < 2; ++h) {
+              total[i][h] = _mm256_add_epi32(total[i][h], widened(some[i][h]));
+              some[i][h] = _mm256_setzero_si256();
+            }
+        }
+      }
+    }
+    for (int i = 0; i < MR; ++i)
+      for (int h = 0; h < 2; ++h) {
+        const int column = 16 * block + 8 * h;
+        if (column >= g.n) continue;
+        total[i][h] = _mm256_add_epi32(total[i][h], widened(some[i][h]));
+        store(g, &total[i][h], m + i, column, g.n - column);
+      }
+  }
+  return m;
+}
+
+}  // namespace
+
+void bit_gemm(const BitGemmArgs& g) {
+  for (int block = 0; block < (g.n + 15) / 16; ++block) rows_of<1>(g, rows_of<2>(g, 0, block), block);
+}
+
+void sign_f32(const SignArgs& a) {
+  const auto* t = static_cast<const float*>(a.threshold);
+  for (int64_t row = 0; row < a.rows; ++row) {
+    const float* x = static_cast<const float*>(a.x) + row * a.x_row;
+    uint8_t* y = a.y + row * a.y_row;
+    int64_t i = 0;
+    for (; i + 8 <= a.n; i += 8) {
+      const __m256 threshold = a.t_step ? _mm256_loadu_ps(t + i) : _mm256_set1_ps(*t);
+      const int mask = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x + i), threshold, _CMP_GE_OQ));
+      y[i / 8] = uint8_t(mask ^ (a.flip ? a.flip[i / 8] : 0));
+    }
+    bits::rest<float>(a, row, i);
+  }
+}
+
+void sign_u8(const SignArgs& a) {
+  const auto* t = static_cast<const uint8_t*>(a.threshold);
+  for (int64_t row = 0; row < a.rows; ++row) {
+    const uint8_t* x = static_cast<const uint8_t*>(a.x) + row * a.x_row;
+    uint8_t* y = a.y + row * a.y_row;
+    int64_t i = 0;
+    for (; i + 32 <= a.n; i += 32) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
+      const __m256i threshold =
+          a.t_step ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t + i)) : _mm256_set1_epi8(char(*t));
+      uint32_t mask = uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(v, threshold), v))), flip = 0;
+      if (a.flip) std::memcpy(&flip, a.flip + i / 8, 4);
+      mask ^= flip;
+      std::memcpy(y + i / 8, &mask, 4);
+    }
+    bits::rest<uint8_t>(a, row, i);
+  }
+}
+
+void sign_i32(const SignArgs& a) { bits::signs<int32_t>(a); }
+
+}  // namespace pw::avx2
+
+#endif  // __AVX2__
