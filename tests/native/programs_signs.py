@@ -86,7 +86,16 @@ def thresholds() -> Iterator[tuple[Case, Program]]:
 
 
 def linears() -> Iterator[tuple[Case, Program]]:
-    sizes = [(1, 1, 1), (1, 16, 64), (2, 17, 3), (3, 64, 65), (5, 130, 4), (7, 48, 31), (17, 65, 127), (16, 80, 1100)]
+    sizes = [
+        (1, 1, 1),
+        (1, 16, 64),
+        (2, 17, 3),
+        (3, 64, 65),
+        (5, 130, 4),
+        (7, 48, 31),
+        (17, 65, 127),
+        (16, 80, 1100),
+    ]
     for (m, n, k), tail in zip(sizes, itertools.cycle(TAILS)):
         case = Case(f"linear_binary m={m} n={n} k={k} {tail}")
         acc = case.op("linear_binary", [signs_of(case, m, k), weight(case, n, k)], n=k)
@@ -119,7 +128,10 @@ def convs() -> Iterator[tuple[Case, Program]]:
     tails = itertools.cycle(TAILS)
     for (c, o, kernel, stride, pad, dilation, groups), again in itertools.product(CONVS, range(2)):
         tail = next(tails)
-        case = Case(f"conv_binary {c}->{o} {kernel} stride={stride} pad={pad} d={dilation} groups={groups} {tail}", again)
+        case = Case(
+            f"conv_binary {c}->{o} {kernel} stride={stride} pad={pad} d={dilation} groups={groups} {tail}",
+            again,
+        )
         size = (7, 9)
         x = signs_of(case, 2, *size, c, groups=groups)
         k = c // groups * kernel[0] * kernel[1]
@@ -132,13 +144,17 @@ def convs() -> Iterator[tuple[Case, Program]]:
         }
         operands = [x, weight(case, o, k), case.bias(o)] if again else [x, weight(case, o, k)]
         acc = case.op("conv_binary", operands, **attrs)
-        out = [(s + 2 * pad - dilation * (n - 1) - 1) // stride + 1 for s, n in zip(size, kernel, strict=True)]
+        out = [
+            (s + 2 * pad - dilation * (n - 1) - 1) // stride + 1 for s, n in zip(size, kernel, strict=True)
+        ]
         yield written(case, follow(case, acc, (2, *out, o), k, tail))
     for dims in (1, 3):
         case = Case(f"conv_binary in {dims} dimensions")
         x = signs_of(case, 2, *[5] * dims, 20)
         attrs = {"stride": [1] * dims, "pads": [1] * (2 * dims), "dilation": [1] * dims, "groups": 1}
-        acc = case.op("conv_binary", [x, weight(case, 24, 20 * 3**dims)], shape=[24, 20, *[3] * dims], **attrs)
+        acc = case.op(
+            "conv_binary", [x, weight(case, 24, 20 * 3**dims)], shape=[24, 20, *[3] * dims], **attrs
+        )
         yield case, case.program(acc)
 
 

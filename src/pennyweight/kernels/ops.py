@@ -17,10 +17,13 @@ _GEOMETRY = (
 SCHEMAS = {
     "round_to_codes": "(Tensor x, Tensor scale, Tensor zero, int high=255) -> Tensor",
     "linear": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero) -> Tensor",
+    "linear_binary": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, int n) -> Tensor",
     "linear_dynamic": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, bool per_token) -> Tensor",
     "linear_grouped": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, bool per_token, int bits, int n) -> Tensor",
     "linear_weight": "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, int n) -> Tensor",
     "conv": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero, "
+    f"{_GEOMETRY}) -> Tensor",
+    "conv_binary": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, "
     f"{_GEOMETRY}) -> Tensor",
     "conv_dynamic": f"(Tensor x, Tensor codes, Tensor scale, Tensor? bias, {_GEOMETRY}) -> Tensor",
     "conv_weight": "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, "
@@ -76,10 +79,12 @@ def _fake_gru(x: Tensor, h: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 FAKES: dict[str, Callable[..., Any]] = {
     "round_to_codes": lambda x, *a: torch.empty_like(x),
     "linear": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
+    "linear_binary": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
     "linear_dynamic": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
     "linear_grouped": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
     "linear_weight": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
     "conv": _fake_conv,
+    "conv_binary": _fake_conv,
     "conv_dynamic": _fake_conv,
     "conv_weight": _fake_conv,
     "matmul": _fake_matmul,

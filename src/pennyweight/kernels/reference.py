@@ -5,6 +5,7 @@ Everything follows docs/numerics.md.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from pennyweight.kernels.functions import exp, lane_sum
 from pennyweight.nn.conv import backward_weight
 from pennyweight.nn.fake import dynamic_params
-from pennyweight.nn.integer import unpack_nibbles
+from pennyweight.nn.integer import unpack_nibbles, unpack_signs
 
 Ints = list[int]
 
@@ -142,6 +143,32 @@ def conv(
     dims = len(stride)
     shaped = None if bias is None else per_channel(bias, dims)
     return _static(acc, shaped, per_channel(static_scale(x_scale, scale), dims))
+
+
+def signs(x: Tensor) -> Tensor:
+    """1 where x >= 0, else -1; float64."""
+    return torch.where(x.float() >= 0, 1.0, -1.0).double()
+
+
+def linear_binary(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, n: int
+) -> Tensor:
+    """`y = float32(sum sign(x) sign(w)) * float32(sx * sw) + bias`."""
+    acc = signs(x) @ unpack_signs(codes, n).double().T
+    y = acc.float() * static_scale(x_scale, scale)
+    return y if bias is None else y + bias
+
+
+def conv_binary(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, shape: Ints,
+    stride: Ints, padding: Ints, dilation: Ints, extra: Ints, groups: int, transposed: bool,
+) -> Tensor:  # fmt: skip
+    """Convolution of signs; what is padded is zero and adds nothing."""
+    weight = unpack_signs(codes, math.prod(shape[1:])).double().reshape(shape)
+    acc = _convolve(signs(x), weight, stride, padding, dilation, extra, groups, transposed)
+    dims = len(stride)
+    y = acc.float() * per_channel(static_scale(x_scale, scale), dims)
+    return y if bias is None else y + per_channel(bias, dims)
 
 
 def conv_dynamic(

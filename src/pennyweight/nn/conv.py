@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from pennyweight.errors import UnrealisableSite
 from pennyweight.nn import twins
 from pennyweight.nn.integer import IntegerWeight, bias_codes, clamped
 from pennyweight.nn.linear import activation_quantizer, shifted
@@ -124,6 +125,13 @@ class IntegerConv(IntegerWeight):
     def __init__(self, twin: ConvTwin, q: QTensor) -> None:
         weight = forward_weight(twin.weight.detach(), twin.transposed, twin.groups)
         super().__init__(twin.layer, q, tuple(weight.shape))
+        if self.mode == "binary" and twin.transposed:
+            raise UnrealisableSite(
+                "products of signs have no transposed convolution",
+                site=twin.layer.name,
+                spec=str(q.spec),
+                hint="Give it a rule with input uint8[*]+z.",
+            )
         self.kernel_size, self.stride, self.dilation = (
             twin.kernel_size,
             list(twin.stride),
@@ -155,6 +163,8 @@ class IntegerConv(IntegerWeight):
         if self.mode == "static":
             x = clamped(x, self.x_scale, self.x_zero, self.x_high)
             y: Tensor = ops.conv(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry)
+        elif self.mode == "binary":
+            y = ops.conv_binary(x, self.codes, self.scale, self.bias, self.x_scale, *geometry)
         elif self.mode == "dynamic":
             y = ops.conv_dynamic(x, self.codes, self.scale, self.bias, *geometry)
         else:
@@ -214,7 +224,7 @@ class ConvFamily:
         bias = None if bias is None else bias.detach().float()
         if conv.input is not None:
             out.calibrated(conv.input)
-            bias = bias_codes(bias, out.x_scale, out.scale)
+            bias = bias if out.mode == "binary" else bias_codes(bias, out.x_scale, out.scale)
         out.register_buffer("bias", bias)
         return out
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.errors import CalibrationError, EmptyCalibration, NonFinite
+from pennyweight.formats import grids
+from pennyweight.formats.integer import Integer
 from pennyweight.gradients import Estimator
-from pennyweight.gradients.affine import bounds
+from pennyweight.gradients.affine import bounds, leveled
 from pennyweight.nn.ranks import agreed
 from pennyweight.qtensor import QParams, QTensor, quantize
 from pennyweight.ranges import TINY, RangeRule, params_of_range
@@ -118,11 +120,14 @@ class ActivationQuantizer(Quantizer):
             self.learned[name] = nn.Parameter(torch.ones(1))
 
     def set(self, params: QParams) -> None:
-        """Use these parameters."""
-        super().set(params)
+        """Use these parameters; a sign has no range, and starts from scale 1."""
+        super().set(self._signed(params))
         if self.estimator is not None:
             low, high = bounds(self.spec)
             self.lo, self.hi = (low - self.zero) * self.scale, (high - self.zero) * self.scale
+
+    def _signed(self, params: QParams) -> QParams:
+        return QParams(torch.ones_like(params.scale)) if self.spec.grid == "binary" else params
 
     def observe(self, needs: Names[str]) -> None:
         """Collect these statistics from now on."""
@@ -167,7 +172,7 @@ class ActivationQuantizer(Quantizer):
             return
         if not self.fresh:
             lo, hi = self.lo + self.rate * (lo - self.lo), self.hi + self.rate * (hi - self.hi)
-        self._store(params_of_range(lo, hi, self.spec))
+        self._store(self._signed(params_of_range(lo, hi, self.spec)))
         self.lo, self.hi, self.fresh = lo, hi, False
 
     def _confirm(self) -> None:
@@ -366,7 +371,12 @@ def dynamic_params(x: Tensor, per_token: bool) -> tuple[Tensor, Tensor]:
 
 
 def fake_quantize_per_tensor(x: Tensor, scale: Tensor, zero: Tensor, spec: QuantSpec) -> Tensor:
-    """See `ActivationQuantizer`; differentiable in `x` by the clipped straight-through estimator."""
+    """See `ActivationQuantizer`; differentiable in `x` by the clipped straight-through estimator.
+
+    On grids of other levels `x' = s L(x / s)`, see `gradients.affine.leveled`.
+    """
+    if not isinstance(grids[spec.grid], Integer):
+        return leveled(x, scale, spec)
     low, high = bounds(spec)
     scaled = x * (1.0 / scale)
     clipped = torch.clamp(scaled, low - zero, high - zero)

@@ -25,7 +25,8 @@ class IntegerWeight(nn.Module):
 
     codes: int8 [out, in] (the matrix view), or packed uint8 [out, ceil(in / 2)] for weights of at most 4 bits that
     meet float activations or, in linear layers, activations ranged at run time (low nibble first, two's complement;
-    there a row without groups is one group). scale: float32 [out] or [1] where activations are integers and codes are
+    there a row without groups is one group), or packed uint8 [out, ceil(in / 8)] where weights and activations are
+    binary (`pack_signs`). scale: float32 [out] or [1] where activations are integers and codes are
     not in groups, [out or 1, groups] otherwise. zero: float32, like scale, or None. x_scale, x_zero: 0-d float32.
     """
 
@@ -38,12 +39,15 @@ class IntegerWeight(nn.Module):
 
     def __init__(self, layer: LayerPlan, q: QTensor, shape: tuple[int, ...]) -> None:
         super().__init__()
-        q = in_multiples(q, layer.name)
+        signs = q.spec.grid == "binary" and 0 in layer.inputs and layer.inputs[0].grid == "binary"
+        levels, q = q, in_multiples(q, layer.name)
         grid = grids[q.spec.grid]
         self.layer, self.shape = layer, tuple(shape)
         self.out_features, self.in_features = q.codes.shape
-        self.mode: Literal["static", "dynamic", "grouped", "weight"] = "weight"
-        if layer.inputs:
+        self.mode: Literal["static", "dynamic", "grouped", "binary", "weight"] = "weight"
+        if signs:
+            self.mode = "binary"
+        elif layer.inputs:
             self.mode = "dynamic" if layer.dynamic else "static"
         self.x_high = 255
         self.per_token = bool(layer.inputs) and not layer.inputs[0].per_tensor
@@ -58,13 +62,15 @@ class IntegerWeight(nn.Module):
         if 1 < len(scale) < rows:  # blocks of several rows: one scale for each row
             scale = scale.repeat_interleave(rows // len(scale), 0)
             zero = None if zero is None else zero.repeat_interleave(rows // len(zero), 0)
-        if self.mode in ("static", "dynamic"):
+        if self.mode in ("static", "dynamic", "binary"):
             _refuse_unfit(layer, q)
             scale = scale.reshape(-1)
         if codes.dtype == torch.uint8:  # one signed storage for all: shift codes and zero point together
             shift = 1 << (grid.bits - 1)
             codes = (codes.to(torch.int16) - shift).to(torch.int8)
             zero = torch.full_like(scale, float(-shift)) if zero is None else zero - shift
+        if self.mode == "binary":
+            codes, self.bits = pack_signs(levels.codes > 0), 1
         self.register_buffer("codes", pack_nibbles(codes) if self.bits == 4 else codes.contiguous())
         self.register_buffer("scale", scale.contiguous())
         self.register_buffer("zero", zero)
@@ -73,6 +79,9 @@ class IntegerWeight(nn.Module):
 
     def calibrated(self, quantizer: ActivationQuantizer) -> None:
         """Take the activation's parameters, shifted to unsigned codes (`docs/numerics.md`, activations)."""
+        if self.mode == "binary":
+            self.x_scale, self.x_zero = quantizer.scale.clone(), torch.zeros_like(quantizer.scale)
+            return
         self.x_scale, self.x_zero = unsigned_params(quantizer)
         self.x_high = greatest_code(quantizer.spec)
 
@@ -173,6 +182,19 @@ def bias_codes(bias: Tensor | None, x_scale: Tensor, w_scale: Tensor) -> Tensor 
     if bool((codes.abs() > INT32_MAX // 2).any()):
         return bias.float()
     return codes.to(torch.int32)
+
+
+def pack_signs(positive: Tensor) -> Tensor:
+    """Truth values [rows, n] to uint8 [rows, ceil(n / 8)], the first in the lowest bit, unused bits 0."""
+    rows, n = positive.shape
+    padded = torch.nn.functional.pad(positive.to(torch.int32), (0, -n % 8)).reshape(rows, -1, 8)
+    return (padded << torch.arange(8, device=positive.device)).sum(-1).to(torch.uint8)
+
+
+def unpack_signs(packed: Tensor, n: int) -> Tensor:
+    """Bits [rows, ceil(n / 8)] to -1.0 and 1.0, float32 [rows, n]."""
+    bits = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return bits.reshape(packed.shape[0], -1)[:, :n].float() * 2.0 - 1.0
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

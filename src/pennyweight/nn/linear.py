@@ -76,6 +76,8 @@ class IntegerLinear(IntegerWeight):
         if self.mode == "static":
             x = clamped(x, self.x_scale, self.x_zero, self.x_high)
             y: Tensor = ops.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero)
+        elif self.mode == "binary":
+            y = ops.linear_binary(x, self.codes, self.scale, self.bias, self.x_scale, self.in_features)
         elif self.mode == "dynamic":
             y = ops.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)
         elif self.mode == "grouped":
@@ -114,7 +116,7 @@ class LinearFamily:
         bias = None if bias is None else bias.detach().float()
         if twin.input is not None:
             out.calibrated(twin.input)
-            bias = bias_codes(bias, out.x_scale, out.scale)
+            bias = bias if out.mode == "binary" else bias_codes(bias, out.x_scale, out.scale)
         out.register_buffer("bias", bias)
         return out
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pennyweight.errors import EmptyCalibration, RecipeError
 from pennyweight.formats import grids
+from pennyweight.formats.integer import Integer
 from pennyweight.gradients import Estimator, Role, estimators
 from pennyweight.nn.calls import CallTwin
 from pennyweight.nn.fake import ActivationQuantizer, RunTimeQuantizer, WeightQuantizer
@@ -21,6 +22,7 @@ from pennyweight.passes import Context, Stage, passes, replace_module
 from pennyweight.passes.fold_batch_norm import factor_and_shift
 from pennyweight.passes.solve import weights
 from pennyweight.qtensor import QParams, QTensor
+from pennyweight.ranges import TINY
 from pennyweight.spec import QuantSpec
 
 
@@ -201,7 +203,11 @@ def scaled(q: QTensor, factor: Tensor) -> QTensor:
     scale = (q.scales().double().expand(rows, -1) * column.abs()).float()
     turned, dead = column < 0, column == 0
     codes, zero = q.codes, q.zero
-    if zero is None:
+    if zero is None and not isinstance(grids[spec.grid], Integer):
+        # a code is the place of its level: the opposite one counts from the other end; scale 0 is no scale
+        codes = torch.where(turned, len(grids[spec.grid].levels()) - 1 - codes, codes).to(codes.dtype)
+        scale = torch.where(dead, torch.full_like(scale, TINY), scale)
+    elif zero is None:
         top = int(grids[spec.grid].levels()[-1])
         flipped = torch.clamp(-codes.to(torch.int16), max=top)
         codes = torch.where(turned, flipped.to(codes.dtype), codes)

@@ -132,6 +132,39 @@ def _conv(b: Builder, args: Any, kwargs: Any) -> Value:
     return b.channels_first(b.emit("rescale", [acc, m, *after]))
 
 
+def signed(b: Builder, x: Value, groups: int) -> Value:
+    """Bits of a value: 1 where it is 0 or more."""
+    zero = b.constant(np.zeros(1, np.float32), "zero_threshold")
+    bits = b.emit("sign", [x, zero], groups=groups)
+    return b.shaped(bits, [*x.shape[:-1], bits.shape[-1]])
+
+
+@handles("pennyweight.linear_binary.default")
+def _linear_binary(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, scale, bias, x_scale, n = args
+    acc = b.emit("linear_binary", [signed(b, b.value(x), 1), b.value(codes)], n=int(n))
+    m = multipliers(number(b.stored_tensor(x_scale)), b.stored_tensor(scale))
+    rest = [] if bias is None else [b.value(bias)]
+    return b.emit("rescale", [acc, b.constant(m, f"{b.site}.multiplier"), *rest])
+
+
+@handles("pennyweight.conv_binary.default")
+def _conv_binary(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, scale, bias, x_scale, shape, stride, padding, dilation, _, groups, _ = args
+    attrs = {
+        "shape": list(shape),
+        "stride": list(stride),
+        "pads": [*padding, *padding],
+        "dilation": list(dilation),
+        "groups": groups,
+    }
+    bits = signed(b, b.channels_last(b.value(x)), groups)
+    acc = b.emit("conv_binary", [bits, b.value(codes)], **attrs)
+    m = multipliers(number(b.stored_tensor(x_scale)), b.stored_tensor(scale))
+    rest = [] if bias is None else [b.value(bias)]
+    return b.channels_first(b.emit("rescale", [acc, b.constant(m, f"{b.site}.multiplier"), *rest]))
+
+
 @handles("pennyweight.conv_dynamic.default")
 def _conv_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, bias = args[:4]

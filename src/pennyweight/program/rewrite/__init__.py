@@ -13,6 +13,7 @@ from pennyweight.program.rewrite.fuse import fuse
 from pennyweight.program.rewrite.layout import sink_transposes
 from pennyweight.program.rewrite.narrow import narrow
 from pennyweight.program.rewrite.push import push_quantize
+from pennyweight.program.rewrite.signs import lower_signs
 
 
 def optimize(program: Program) -> Program:
@@ -26,6 +27,7 @@ def optimize(program: Program) -> Program:
         program = drop_dead(push_quantize(program))
         program = drop_dead(fuse(join_equal(program)))
         program = drop_dead(narrow(join_equal(program)))
+        program = drop_dead(lower_signs(program))
         if before == [(op.kind, op.inputs, op.outputs) for op in program.ops]:
             return program
 
