@@ -8,11 +8,16 @@ from pennyweight.training.oscillation import OscillationFreezing, dampening_loss
 from pennyweight.training.parameters import float_state_dict, parameter_groups
 from pennyweight.training.prepare import prepare
 from pennyweight.training.schedule import Schedule
+from pennyweight.training.signs import RPReLU, RSign, SignSchedule, clip_latent_weights
 
 __all__ = [
     "Fit",
     "OscillationFreezing",
+    "RPReLU",
+    "RSign",
     "Schedule",
+    "SignSchedule",
+    "clip_latent_weights",
     "dampening_loss",
     "distillation_loss",
     "fit",
