@@ -1,108 +1,14 @@
-// Values of one bit: products of packed signs, and how codes, floats and accumulators become signs.
+// Products of packed signs.
 #include <algorithm>
 #include <cstring>
 
 #include "engine/layout.h"
 #include "engine/steps/epilogue.h"
 #include "engine/steps/geometry.h"
+#include "engine/steps/signs.h"
 
 namespace pw {
 namespace {
-
-// ---- thresholds ------------------------------------------------------------------------------------------------------
-
-// The constants of a `sign` op: thresholds of its operand's type, and a bit per channel that turns the result.
-struct Signs {
-  std::vector<char> threshold;  // one, or one per channel
-  bool each = false;
-  int64_t channels = 0, groups = 1, group_bytes = 0;
-  std::vector<uint8_t> flip;    // bits by group as the result has them, empty: none
-
-  static Signs of(const Plan& plan, const OpNode& op) {
-    Signs s;
-    const Value& x = plan.values[op.in[0]];
-    const Constant& t = plan.constant(op.in[1]);
-    s.channels = x.dims.back();
-    s.groups = op.integer("groups");
-    require(s.groups > 0 && s.channels % s.groups == 0, "channels do not split into these groups");
-    require(t.dtype == x.dtype && (t.count() == 1 || t.count() == s.channels), "thresholds do not fit");
-    s.each = t.count() > 1;
-    const char* data = static_cast<const char*>(t.data);
-    s.threshold.assign(data, data + t.count() * dtype_size(t.dtype));
-    s.threshold.resize(s.threshold.size() + 64);
-    const int64_t per_group = s.channels / s.groups;
-    s.group_bytes = (per_group + 7) / 8;
-    if (op.input(2) >= 0) {
-      const Constant& f = plan.constant(op.in[2]);
-      require(f.dtype == PW_U8 && f.count() == s.channels, "flips do not fit");
-      s.flip.assign(size_t(s.groups * s.group_bytes + 8), 0);
-      for (int64_t c = 0; c < s.channels; ++c)
-        if (static_cast<const uint8_t*>(f.data)[c])
-          s.flip[size_t(c / per_group * s.group_bytes + c % per_group / 8)] |= uint8_t(1 << (c % per_group % 8));
-    }
-    return s;
-  }
-
-  // Whether the bits of all channels lie side by side, as if there were one group.
-  bool flat() const { return groups == 1 || channels / groups % 8 == 0; }
-
-  // Bits of `rows` rows of all channels that lie at these distances.
-  void run(SignFn fn, int64_t size, const char* x, int64_t x_row, uint8_t* y, int64_t y_row, int64_t rows) const {
-    SignArgs a;
-    a.rows = rows;
-    a.x_row = x_row;
-    a.y_row = y_row;
-    const int64_t parts = flat() ? 1 : groups, n = channels / parts;
-    for (int64_t g = 0; g < parts; ++g) {
-      a.n = n;
-      a.x = x + g * n * size;
-      a.y = y + g * group_bytes;
-      a.threshold = threshold.data() + (each ? g * n * size : 0);
-      a.t_step = each;
-      a.flip = flip.empty() ? nullptr : flip.data() + g * group_bytes;
-      if (!each && !a.flip && n % 8 == 0 && x_row == n && y_row == n / 8) {  // rows follow each other: one row
-        a.n = rows * n;
-        a.rows = 1;
-      }
-      fn(a);
-    }
-  }
-};
-
-SignFn sign_kernel(const Plan& plan, int dtype, const char** symbol) {
-  const Kernels& k = *plan.kernels;
-  const Op op = dtype == PW_F32 ? k_sign_f32 : dtype == PW_U8 ? k_sign_u8 : k_sign_i32;
-  *symbol = k.row[op]->symbol;
-  return dtype == PW_F32 ? k.sign_f32 : dtype == PW_U8 ? k.sign_u8 : k.sign_i32;
-}
-
-struct SignStep : Step {
-  Signs signs;
-  SignFn fn;
-  int x, y;
-  // lines of `length` rows (the axis before the last), outer axes in front
-  std::vector<int64_t> dims, x_strides, y_strides;
-  int64_t length = 1, x_row = 0, y_row = 0, lines = 1, size = 1;
-
-  void run(const Run& r, int task, int) const override {
-    const char* from = r.at<char>(x);
-    uint8_t* to = r.at<uint8_t>(y);
-    const int64_t rows = lines * length, first = rows * task / tasks, last = rows * (task + 1) / tasks;
-    for (int64_t row = first; row < last;) {
-      const int64_t line = row / length, in = row % length, count = std::min(length - in, last - row);
-      int64_t xo = in * x_row, yo = in * y_row, rest = line;
-      for (int a = int(dims.size()) - 1; a >= 0; --a) {
-        xo += rest % dims[a] * x_strides[a];
-        yo += rest % dims[a] * y_strides[a];
-        rest /= dims[a];
-      }
-      signs.run(fn, size, from + xo * size, x_row, to + yo, y_row, count);
-      row += count;
-    }
-  }
-};
-
-// ---- products --------------------------------------------------------------------------------------------------------
 
 // Columns of +-1 in the form of BitGemmArgs. Stored weights: row o, bit (c * taps + t) of ceil(K / 8) bytes.
 struct Columns {
@@ -377,42 +283,6 @@ std::vector<int32_t> border_cases(BitStep& s, const Geometry& g, const Columns& 
 }
 
 }  // namespace
-
-void build_sign(Builder& b, int number) {
-  Plan& plan = b.plan;
-  const OpNode& op = plan.ops[number];
-  auto step = std::make_unique<SignStep>();
-  const Value &x = plan.values[op.in[0]], &y = plan.values[op.out[0]];
-  step->signs = Signs::of(plan, op);
-  if (x.count() == 0) return;
-  require(x.strides.back() == 1 && y.strides.back() == 1, "channels must lie side by side");
-  step->fn = sign_kernel(plan, x.dtype, &step->kernel);
-  step->x = op.in[0];
-  step->y = op.out[0];
-  step->size = dtype_size(x.dtype);
-  const int outer = x.rank() - 1;
-  step->x_row = step->signs.channels;
-  step->y_row = y.dims.back();
-  if (x.dense() && y.dense()) {
-    step->length = x.count() / step->signs.channels;
-  } else if (outer > 0) {
-    step->length = x.dims[outer - 1];
-    step->x_row = x.strides[outer - 1];
-    step->y_row = y.strides[outer - 1];
-    for (int a = 0; a + 1 < outer; ++a) {
-      step->dims.push_back(x.dims[a]);
-      step->x_strides.push_back(x.strides[a]);
-      step->y_strides.push_back(y.strides[a]);
-      step->lines *= x.dims[a];
-    }
-  }
-  step->tasks = plan.threads > 1 && x.count() * step->size > 100000 ? plan.threads * 2 : 1;
-  step->ops = op.kind;
-  step->site = op.site;
-  step->reads = {op.in[0]};
-  step->writes = {op.out[0]};
-  b.add(std::move(step));
-}
 
 void build_conv_binary(Builder& b, int number) {
   Plan& plan = b.plan;

@@ -87,7 +87,7 @@ class _Sign(torch.autograd.Function):
     """sign with sign(0) = 1, and the gradient of `slope_of`."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, slope: Slope, progress: float, beta: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: object, x: Tensor, slope: Slope, progress: float, beta: float) -> Tensor:
         ctx.save_for_backward(x)  # type: ignore[attr-defined]
         ctx.options = (slope, progress, beta)  # type: ignore[attr-defined]
         return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
