@@ -5,6 +5,7 @@ import pytest
 
 from pennyweight.program.interpret import interpret
 from pennyweight.program.ir import Constant, Op, Program, TensorType
+from pennyweight.program.rewrite.clean import drop_dead
 from pennyweight.program.rewrite.signs import lower_signs, threshold, values_of
 
 F32 = np.float32
@@ -36,7 +37,8 @@ def test_threshold_is_exact(dtype):
     x = x.astype({"i32": np.int32, "u8": np.uint8, "f32": F32}[dtype])[:, None]
     if dtype == "f32":
         x = np.concatenate([x, np.nextafter(t, F32(np.inf))[:, None], np.nextafter(t, F32(-np.inf))[:, None]])
-    with np.errstate(over="ignore"):
+    x = x[np.isfinite(x).all(1)]  # an infinity times 0 is no number
+    with np.errstate(all="ignore"):
         assert np.array_equal((x >= t) ^ (flip != 0), step(x) >= 0)
 
 
@@ -64,7 +66,7 @@ def test_batch_norm_clip_and_sign_are_one_comparison():
     program = signed(ops, {"x": TensorType("f32", (50, 20))}, constants)
     done = program
     for _ in range(3):
-        done = lower_signs(done)
+        done = drop_dead(lower_signs(done))
     last = done.ops[-1]
     assert last.inputs[0] == "x"
     x = {"x": rng.normal(0, 2, (50, 20)).astype(F32)}

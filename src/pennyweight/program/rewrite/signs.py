@@ -18,8 +18,8 @@ from pennyweight.program.rewrite.graph import View, add_constant, rebuilt
 
 F32 = np.float32
 Step = Callable[[Array], Array]  # values of [C] candidates to what the sign op sees
-# keys that ascend with the values they stand for, inclusive, by dtype of the operand
-_KEYS = {"i32": (-(2**31) + 1, 2**31 - 1), "u8": (0, 255), "f32": (-0x7F800000, 0x7F800000)}
+# keys that ascend with the values they stand for, inclusive, by dtype of the operand; infinities times 0 are no numbers
+_KEYS = {"i32": (-(2**31) + 1, 2**31 - 1), "u8": (0, 255), "f32": (-0x7F7FFFFF, 0x7F7FFFFF)}
 
 _ARITHMETIC: dict[str, Callable[[Array, Array], Array]] = {
     "add": np.add,
@@ -29,7 +29,7 @@ _ARITHMETIC: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def values_of(keys: Array, dtype: str) -> Array:
-    """Keys int64 to values of a dtype; of floats all of them in order, from -inf to inf."""
+    """Keys int64 to values of a dtype; of floats all of them in order."""
     if dtype == "f32":
         bits = np.where(keys < 0, 0x80000000 - keys, keys)
         return bits.astype(np.uint32).view(F32)
@@ -55,9 +55,10 @@ def threshold(step: Step, limit: Array, dtype: str, channels: int) -> tuple[Arra
         middle = (a + b) // 2
         same = reaches(middle) == last
         a, b = np.where(same, a, middle), np.where(same, middle, b)
-    keys = np.where(constant, low, b)
-    flip = np.where(constant, ~first, ~last)
-    return values_of(keys, dtype), flip.astype(np.uint8)
+    t = values_of(np.where(constant, low, b), dtype)
+    if dtype == "f32":
+        t = np.where(constant, F32(-np.inf), t)
+    return t, np.where(constant, ~first, ~last).astype(np.uint8)
 
 
 class _Thresholds:
