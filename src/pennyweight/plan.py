@@ -362,19 +362,24 @@ def _plan_glue(
 ) -> dict[str, LayerPlan]:
     """Choose the in-between operations whose result flows into an integer operation."""
     wanted: set[Ref] = set()
+    signs: set[Ref] = set()
     chosen: dict[str, LayerPlan] = {}
     moving = ops.MOVES | ops.SLICES | ops.JOINS | ops.CLIPS
     for node in reversed(graph.nodes):
         layer = layers.get(node.name) if node.kind in ("module", "call") else None
         if layer is not None:
             if not layer.dynamic:
-                wanted.update(r for p, r in enumerate(node.inputs) if r is not None and p in layer.inputs)
+                for p, r in enumerate(node.inputs):
+                    if r is not None and p in layer.inputs:
+                        (signs if layer.inputs[p].grid == "binary" else wanted).add(r)
             continue
         flows = any(Ref(node.id, i) in wanted for i in range(len(node.outputs)))
         if node.kind == "call" and node.op in moving:
             if flows:
                 wanted.update(r for r in node.inputs if r is not None)
             continue
+        # a sign needs no codes before it: what it reads stays in float, and so do the sums before that
+        flows = flows and not any(Ref(node.id, i) in signs for i in range(len(node.outputs)))
         kind = _glue_kind(node)
         if not kind or not _float_inputs(graph, node):
             continue
