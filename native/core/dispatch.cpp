@@ -59,6 +59,7 @@ struct Slot;
   void decode(const DecodeArgs&);                         \
   void gemm_codes(const GemmCodesArgs&);                  \
   void gemm_grouped(const GemmGroupedArgs&);              \
+  void gemm_bits(const GemmBitsArgs&);                    \
   void pack(const PackArgs&);                             \
   void interleave(const InterleaveArgs&);                 \
   void bit_gemm(const BitGemmArgs&);                      \

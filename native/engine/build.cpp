@@ -16,6 +16,7 @@ const Entry kBuilders[] = {
     {"conv", build_conv},
     {"linear", build_linear},
     {"linear_grouped", build_linear_grouped},
+    {"unpack", build_unpack},
     {"matmul", build_matmul},
     {"attention", build_attention},
     {"conv_f32", build_conv_f32},

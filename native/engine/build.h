@@ -45,6 +45,7 @@ using BuildFn = void (*)(Builder&, int op);
 void build_conv(Builder&, int op);
 void build_linear(Builder&, int op);
 void build_linear_grouped(Builder&, int op);
+void build_unpack(Builder&, int op);
 void build_matmul(Builder&, int op);
 void build_attention(Builder&, int op);
 void build_conv_f32(Builder&, int op);

@@ -9,6 +9,7 @@ from torch import nn
 import pennyweight as pw
 from pennyweight.formats import grids
 from pennyweight.formats.codebook import Codebook
+from pennyweight.nn.packing import weight_codes
 from pennyweight.qtensor import quantize
 from pennyweight.ranges import ranges
 from pennyweight.solvers import solvers
@@ -87,7 +88,12 @@ def test_networks_with_such_weights_run_on_the_engine(name):
     quantized = pw.quantize(model, [(x,)], rules, progress=False)
     weights = [q for q in quantized.modules() if hasattr(q, "codes")]
     multiples = set(map(float, getattr(grids[name], "multiples", None) or (-1, 0, 1)))
-    assert weights and all(set(w.codes.float().unique().tolist()) <= multiples for w in weights)
+    assert len(weights) == 3
+    for w in weights:
+        codes = weight_codes(w.codes, w.table, math.prod(w.shape[1:]))
+        assert set(codes.float().unique().tolist()) <= multiples
+        small = len(multiples) <= 16  # several codes a byte
+        assert (w.table is not None) == small and (w.codes.dtype == torch.uint8) == small
     program = pw.lower(quantized, (x,))
     engine = pw.Session(program).run(x.numpy())
     assert torch.allclose(torch.from_numpy(engine), quantized(x), atol=1e-4)

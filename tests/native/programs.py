@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from cases import CODES, F32, Case
+from programs_bits import bits
 from programs_grouped import grouped
 from programs_movement import attentions, inexact, movements, normalisations, pools, recurrents, sums
 from programs_signs import signs
@@ -308,6 +309,7 @@ EXACT = (
     linears,
     grouped,
     signs,
+    bits,
     convs,
     dynamic_convs,
     chains,

@@ -148,7 +148,8 @@ void share(GemmStep& s, int threads, int64_t k) {
   s.tasks = int(s.row_tasks * s.column_tasks);
 }
 
-// The accumulator's bias with the constant zero point taken in: b - zero * sum(w); and whether clamping may wait.
+}  // namespace
+
 void fold_zero(const Plan& plan, Tail& t, const OpNode& op, const std::vector<int32_t>& colsum, int64_t columns,
                int64_t depth) {
   const int32_t zero = op.input(3) >= 0 ? 0 : int32_t(op.integer("zero"));
@@ -167,6 +168,8 @@ void fold_zero(const Plan& plan, Tail& t, const OpNode& op, const std::vector<in
     if (t.row_scale < 0) t.base.row_step = plan.values[op.in[3]].count() == 1 ? 0 : 1;
   }
 }
+
+namespace {
 
 void describe(Step& s, const Plan& plan, const Tail& t, const OpNode& op, int x) {
   s.ops = t.ops;
@@ -421,6 +424,8 @@ void build_linear(Builder& b, int number) {
   const OpNode op = plan.ops[number];
   const Value& w = plan.values[op.in[1]];
   const int64_t n = w.dims[0], k = w.dims[1];
+  const OpNode* unpack = w.producer >= 0 && plan.ops[w.producer].kind == "unpack" ? &plan.ops[w.producer] : nullptr;
+  if (unpack && build_linear_bits(b, number)) return;
   Tail tail = make_tail(b, number, n);
   const int64_t rows = k ? plan.values[op.in[0]].count() / k : 0;
   if (rows == 0 || n == 0) return;
@@ -428,9 +433,10 @@ void build_linear(Builder& b, int number) {
   const int x = b.readable(op.in[0], std::vector<int64_t>(size_t(rank), 0), std::vector<int64_t>(size_t(rank), 0), 0);
   require(plan.values[x].dense(), "a linear layer reads dense rows");
   auto step = std::make_unique<GemmStep>();
-  const int8_t* codes = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
-  step->packed = plan.model->packed(layout_key(w.index, ":linear", {plan.k_align()}), [&] {
-    return pack_weights(codes, n, {0}, k, 1, k, plan.k_align());
+  const int stored = unpack ? plan.values[unpack->in[0]].index : w.index;
+  step->packed = plan.model->packed(layout_key(stored, unpack ? ":unpacked" : ":linear", {plan.k_align()}), [&] {
+    if (unpack) return pack_weights(unpacked_codes(plan, *unpack).data(), n, {0}, k, 1, k, plan.k_align());
+    return pack_weights(static_cast<const int8_t*>(plan.constant(op.in[1]).data), n, {0}, k, 1, k, plan.k_align());
   });
   fold_zero(plan, tail, op, step->packed->colsum, n, k);
   // a result with padding around it (rows of an image): walk its axes

@@ -52,7 +52,8 @@ def engine_op(name: str, schema: str, reference: Callable[..., Any]) -> Callable
     moving = [i for i, n in enumerate(names) if n in ACTIVATIONS and arguments[i].startswith("Tensor")]
     stored = [i for i, a in enumerate(arguments) if a.startswith("Tensor") and i not in moving]
 
-    def run(*args: Any) -> Any:
+    def run(*given: Any) -> Any:
+        args = (*given, *[None] * (len(arguments) - len(given)))  # optional tensors may be left out
         if not _fits(args, moving, stored) or backend() == "reference":
             return reference(*args)
         holder = args[stored[0]]
@@ -93,6 +94,7 @@ def _engine(name: str, args: tuple[Any, ...], moving: list[int], stored: list[in
     from pennyweight.program.rewrite.clean import drop_dead
     from pennyweight.program.rewrite.layout import sink_transposes
     from pennyweight.runtime.engine import Engine
+    from pennyweight.runtime.widen import widened
 
     symbols: dict[str, int] = {}
     types: dict[int, TensorType] = {}
@@ -113,7 +115,7 @@ def _engine(name: str, args: tuple[Any, ...], moving: list[int], stored: list[in
     result = handlers[f"pennyweight.{name}.default"](builder, tuple(operands), {})
     results = result if isinstance(result, list | tuple) else [result]
     builder.program.outputs = [r.name for r in results]
-    program = drop_dead(sink_transposes(builder.program))
+    program = widened(drop_dead(sink_transposes(builder.program)))
     return Engine(program, threads=torch.get_num_threads())
 
 

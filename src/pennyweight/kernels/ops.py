@@ -16,16 +16,19 @@ _GEOMETRY = (
 
 SCHEMAS = {
     "round_to_codes": "(Tensor x, Tensor scale, Tensor zero, int high=255) -> Tensor",
-    "linear": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero) -> Tensor",
+    "linear": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero, "
+    "Tensor? table=None) -> Tensor",
     "linear_binary": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, int n) -> Tensor",
-    "linear_dynamic": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, bool per_token) -> Tensor",
+    "linear_dynamic": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, bool per_token, "
+    "Tensor? table=None) -> Tensor",
     "linear_grouped": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, bool per_token, int bits, int n) -> Tensor",
     "linear_weight": "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, int n) -> Tensor",
     "conv": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero, "
-    f"{_GEOMETRY}) -> Tensor",
+    f"{_GEOMETRY}, Tensor? table=None) -> Tensor",
     "conv_binary": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, "
     f"{_GEOMETRY}) -> Tensor",
-    "conv_dynamic": f"(Tensor x, Tensor codes, Tensor scale, Tensor? bias, {_GEOMETRY}) -> Tensor",
+    "conv_dynamic": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, "
+    f"{_GEOMETRY}, Tensor? table=None) -> Tensor",
     "conv_weight": "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, "
     f"{_GEOMETRY}) -> Tensor",
     "matmul": "(Tensor a, Tensor b, Tensor a_scale, Tensor a_zero, Tensor b_scale, Tensor b_zero) -> Tensor",
@@ -58,7 +61,8 @@ def conv_shape(
 
 
 def _fake_conv(x: Tensor, *args: Any) -> Tensor:
-    shape, stride, padding, dilation, extra, _groups, transposed = args[-7:]
+    first = next(i for i, a in enumerate(args) if isinstance(a, list | tuple))
+    shape, stride, padding, dilation, extra, _groups, transposed = args[first : first + 7]
     return x.new_empty(
         [x.shape[0], shape[0], *conv_shape(x.shape[2:], shape, stride, padding, dilation, extra, transposed)]
     )

@@ -16,6 +16,7 @@ from pennyweight.kernels.functions import exp, lane_sum
 from pennyweight.nn.conv import backward_weight
 from pennyweight.nn.fake import dynamic_params
 from pennyweight.nn.integer import unpack_nibbles, unpack_signs
+from pennyweight.nn.packing import weight_codes
 
 Ints = list[int]
 
@@ -40,11 +41,13 @@ def rescale(acc: Tensor, row: Tensor, column: Tensor, bias: Tensor | None) -> Te
 
 
 def linear(
-    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: Tensor
-) -> Tensor:
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: Tensor,
+    table: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`y = float32(acc) * float32(sx * sw)`, `acc = sum (qx - zx) qw + bias`; a float bias is added last."""
     q = (to_codes(x, x_scale, x_zero) - x_zero).double()
-    return _static(q @ codes.double().T, bias, static_scale(x_scale, scale))
+    w = weight_codes(codes, table, x.shape[-1])
+    return _static(q @ w.double().T, bias, static_scale(x_scale, scale))
 
 
 def _static(acc: Tensor, bias: Tensor | None, multiplier: Tensor) -> Tensor:
@@ -60,11 +63,13 @@ def static_scale(x_scale: Tensor, scale: Tensor) -> Tensor:
     return (x_scale.double() * scale.double()).float()
 
 
-def linear_dynamic(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, per_token: bool) -> Tensor:
+def linear_dynamic(
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, per_token: bool, table: Tensor | None = None
+) -> Tensor:
     """Activations ranged per row or per tensor at run time."""
     x_scale, x_zero = dynamic_params(x, per_token)
     q = (to_codes(x, x_scale, x_zero) - x_zero).double()
-    return rescale(q @ codes.double().T, x_scale, scale, bias)
+    return rescale(q @ weight_codes(codes, table, x.shape[-1]).double().T, x_scale, scale, bias)
 
 
 def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, n: int) -> Tensor:
@@ -136,10 +141,12 @@ def per_channel(v: Tensor, dims: int) -> Tensor:
 def conv(
     x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: Tensor, shape: Ints,
     stride: Ints, padding: Ints, dilation: Ints, extra: Ints, groups: int, transposed: bool,
+    table: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Convolution on codes; padding is with zero, that is with code `zx`."""
     q = (to_codes(x, x_scale, x_zero) - x_zero).double()
-    acc = _convolve(q, codes.double().reshape(shape), stride, padding, dilation, extra, groups, transposed)
+    w = weight_codes(codes, table, math.prod(shape[1:]))
+    acc = _convolve(q, w.double().reshape(shape), stride, padding, dilation, extra, groups, transposed)
     dims = len(stride)
     shaped = None if bias is None else per_channel(bias, dims)
     return _static(acc, shaped, per_channel(static_scale(x_scale, scale), dims))
@@ -173,12 +180,13 @@ def conv_binary(
 
 def conv_dynamic(
     x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, shape: Ints, stride: Ints, padding: Ints,
-    dilation: Ints, extra: Ints, groups: int, transposed: bool,
+    dilation: Ints, extra: Ints, groups: int, transposed: bool, table: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Convolution on codes, activations ranged per tensor at run time."""
     x_scale, x_zero = dynamic_params(x, per_token=False)
     q = (to_codes(x, x_scale, x_zero) - x_zero).double()
-    acc = _convolve(q, codes.double().reshape(shape), stride, padding, dilation, extra, groups, transposed)
+    w = weight_codes(codes, table, math.prod(shape[1:]))
+    acc = _convolve(q, w.double().reshape(shape), stride, padding, dilation, extra, groups, transposed)
     dims = len(stride)
     return rescale(acc, x_scale, per_channel(scale, dims), None if bias is None else per_channel(bias, dims))
 

@@ -183,9 +183,9 @@ class IntegerLayerCall(IntegerWeight):
         if self.layer.kind == "linear":
             if self.mode == "static":
                 x = clamped(x, self.x_scale, self.x_zero, self.x_high)
-                return o.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero)
+                return o.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, self.table)
             if self.mode == "dynamic":
-                return o.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)
+                return o.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token, self.table)
             if self.mode == "grouped":
                 return o.linear_grouped(
                     x, self.codes, self.scale, self.bias, self.per_token, self.bits, self.in_features
@@ -208,9 +208,11 @@ class IntegerLayerCall(IntegerWeight):
         geometry = (list(self.shape), stride, _tuple(padding, dims), dilation, extra, groups, self.transposed)
         if self.mode == "static":
             x = clamped(x, self.x_scale, self.x_zero, self.x_high)
-            return o.conv(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry)
+            return o.conv(
+                x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry, self.table
+            )
         if self.mode == "dynamic":
-            return o.conv_dynamic(x, self.codes, self.scale, self.bias, *geometry)
+            return o.conv_dynamic(x, self.codes, self.scale, self.bias, *geometry, self.table)
         return o.conv_weight(x, self.codes, self.scale, self.zero, self.bias, self.bits, *geometry)
 
 

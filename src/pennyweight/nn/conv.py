@@ -162,11 +162,13 @@ class IntegerConv(IntegerWeight):
         ops = torch.ops.pennyweight
         if self.mode == "static":
             x = clamped(x, self.x_scale, self.x_zero, self.x_high)
-            y: Tensor = ops.conv(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry)
+            y: Tensor = ops.conv(
+                x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry, self.table
+            )
         elif self.mode == "binary":
             y = ops.conv_binary(x, self.codes, self.scale, self.bias, self.x_scale, *geometry)
         elif self.mode == "dynamic":
-            y = ops.conv_dynamic(x, self.codes, self.scale, self.bias, *geometry)
+            y = ops.conv_dynamic(x, self.codes, self.scale, self.bias, *geometry, self.table)
         else:
             y = ops.conv_weight(x, self.codes, self.scale, self.zero, self.bias, self.bits, *geometry)
         return y if batched else y.squeeze(0)

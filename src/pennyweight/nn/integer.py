@@ -13,6 +13,7 @@ from pennyweight.formats import grids
 from pennyweight.formats.codebook import Codebook
 from pennyweight.formats.integer import Integer
 from pennyweight.nn.fake import ActivationQuantizer
+from pennyweight.nn.packing import code_bits, pack_codes, tabled
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 from pennyweight.spec import QuantSpec
@@ -26,19 +27,24 @@ class IntegerWeight(nn.Module):
     codes: int8 [out, in] (the matrix view), or packed uint8 [out, ceil(in / 2)] for weights of at most 4 bits that
     meet float activations or, in linear layers, activations ranged at run time (low nibble first, two's complement;
     there a row without groups is one group), or packed uint8 [out, ceil(in / 8)] where weights and activations are
-    binary (`pack_signs`). scale: float32 [out] or [1] where activations are integers and codes are
-    not in groups, [out or 1, groups] otherwise. zero: float32, like scale, or None. x_scale, x_zero: 0-d float32.
+    binary (`pack_signs`). Where activations are integers too and the grid has at most 16 levels:
+    uint8 [out, ceil(in * b / 8)] of b = 1, 2 or 4 bits, which name entries of `table`, int8 [2^b] (else None).
+    scale: float32 [out] or [1] where activations are integers and codes are not in groups, [out or 1, groups]
+    otherwise. zero: float32, like scale, or None. x_scale, x_zero: 0-d float32.
     """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor | None
+    table: Tensor | None
     x_scale: Tensor
     x_zero: Tensor
     bias: Tensor | None
 
     def __init__(self, layer: LayerPlan, q: QTensor, shape: tuple[int, ...]) -> None:
         super().__init__()
+        kind = layer.kind.lower()
+        stored = tabled(q) if kind.startswith(("linear", "conv")) else None
         signs = q.spec.grid == "binary" and 0 in layer.inputs and layer.inputs[0].grid == "binary"
         levels, q = q, in_multiples(q, layer.name)
         grid = grids[q.spec.grid]
@@ -52,7 +58,7 @@ class IntegerWeight(nn.Module):
         self.x_high = 255
         self.per_token = bool(layer.inputs) and not layer.inputs[0].per_tensor
         # a row without groups is one group: two codes to a byte
-        packed = grid.bits <= 4 and layer.kind.lower() == "linear"
+        packed = 2 < grid.bits <= 4 and kind == "linear"
         if self.mode == "dynamic" and (packed or q.scales().shape[1] > 1):
             self.mode = "grouped"
             _refuse_unfit_groups(layer, q)
@@ -71,7 +77,12 @@ class IntegerWeight(nn.Module):
             zero = torch.full_like(scale, float(-shift)) if zero is None else zero - shift
         if self.mode == "binary":
             codes, self.bits = pack_signs(levels.codes > 0), 1
+        table = None
+        if stored is not None and self.mode in ("static", "dynamic"):
+            places, table = stored
+            codes = pack_codes(places, code_bits(table))
         self.register_buffer("codes", pack_nibbles(codes) if self.bits == 4 else codes.contiguous())
+        self.register_buffer("table", table)
         self.register_buffer("scale", scale.contiguous())
         self.register_buffer("zero", zero)
         self.register_buffer("x_scale", torch.tensor(float("nan")))

@@ -75,11 +75,13 @@ class IntegerLinear(IntegerWeight):
         ops = torch.ops.pennyweight
         if self.mode == "static":
             x = clamped(x, self.x_scale, self.x_zero, self.x_high)
-            y: Tensor = ops.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero)
+            y: Tensor = ops.linear(
+                x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, self.table
+            )
         elif self.mode == "binary":
             y = ops.linear_binary(x, self.codes, self.scale, self.bias, self.x_scale, self.in_features)
         elif self.mode == "dynamic":
-            y = ops.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token)
+            y = ops.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token, self.table)
         elif self.mode == "grouped":
             y = ops.linear_grouped(
                 x, self.codes, self.scale, self.bias, self.per_token, self.bits, self.in_features

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pennyweight.errors import LowerError
 from pennyweight.nn.integer import pack_nibbles, unpack_nibbles
-from pennyweight.program.lower.builder import Builder, Value, handles, number
+from pennyweight.nn.packing import code_bits, pack_codes, unpack_codes
+from pennyweight.program.lower.builder import Builder, Value, argument, handles, number
 
 
 def quantized(b: Builder, x: Value, scale: Tensor, zero: Tensor, high: int = 255) -> tuple[Value, float, int]:
@@ -43,20 +44,53 @@ def biases(b: Builder, bias: Any) -> tuple[Value | None, list[Value]]:
 
 @handles("pennyweight.linear.default")
 def _linear(b: Builder, args: Any, kwargs: Any) -> Value:
-    x, codes, scale, bias, x_scale, x_zero = args
+    x, codes, scale, bias, x_scale, x_zero = args[:6]
     q, sx, zx = quantized(b, b.value(x), b.stored_tensor(x_scale), b.stored_tensor(x_zero))
     before, after = biases(b, bias)
-    acc = b.emit("linear", [q, b.value(codes), before], zero=zx)
+    acc = b.emit(
+        "linear", [q, linear_codes(b, q, codes, argument(args, kwargs, 6, "table")), before], zero=zx
+    )
     m = b.constant(multipliers(sx, b.stored_tensor(scale)), f"{b.site}.multiplier")
     return b.emit("rescale", [acc, m, *after])
 
 
 @handles("pennyweight.linear_dynamic.default")
 def _linear_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
-    x, codes, scale, bias, per_token = args
+    x, codes, scale, bias, per_token = args[:5]
     q, row, zero = b.emit_all("dynamic_quantize", [b.value(x)], per_token=bool(per_token))
-    acc = b.emit("linear", [q, b.value(codes), None, zero], zero=0)
+    weight = linear_codes(b, q, codes, argument(args, kwargs, 5, "table"))
+    acc = b.emit("linear", [q, weight, None, zero], zero=0)
     return b.emit("rescale", [acc, b.value(scale), None if bias is None else b.value(bias), row])
+
+
+def linear_codes(b: Builder, x: Value, codes: Any, table: Any) -> Value:
+    """The weight [O, I] of a linear layer on x [..., I]: int8 as stored, or unpacked by its table."""
+    if table is None:
+        return b.value(codes)
+    return unpacked(
+        b, codes.name, b.stored_tensor(codes), table, [codes.tensor.shape[0], b.type_of(x).ints[-1]]
+    )
+
+
+def unpacked(b: Builder, name: str, codes: Tensor, table: Any, shape: list[int]) -> Value:
+    """A weight of stored codes of a few bits."""
+    bits = code_bits(b.stored_tensor(table))
+    return b.emit(
+        "unpack", [b.constant(codes, name), b.value(table)], bits=bits, shape=[int(n) for n in shape]
+    )
+
+
+def conv_codes(
+    b: Builder, x: Value, codes: Any, geometry: Any, table: Any, fill: Any
+) -> tuple[Value, Value, dict[str, Any]]:
+    """As `conv_geometry`, for stored codes; packed ones are laid out as the plain convolution wants them."""
+    if table is None:
+        x, weight, attrs = conv_geometry(b, x, b.stored_tensor(codes), geometry, fill)
+        return x, b.constant(weight, codes.name), attrs
+    bits, n = code_bits(b.stored_tensor(table)), int(np.prod(geometry[0][1:]))
+    places = unpack_codes(b.stored_tensor(codes), bits, n)
+    x, weight, attrs = conv_geometry(b, x, places, geometry, fill)
+    return x, unpacked(b, codes.name, pack_codes(weight.flatten(1), bits), table, list(weight.shape)), attrs
 
 
 @handles("pennyweight.linear_grouped.default")
@@ -125,9 +159,9 @@ def _conv(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, bias, x_scale, x_zero = args[:6]
     last = b.channels_last(b.value(x))
     q, sx, zx = quantized(b, last, b.stored_tensor(x_scale), b.stored_tensor(x_zero))
-    q, weight, attrs = conv_geometry(b, q, b.stored_tensor(codes), args[6:], zx)
+    q, weight, attrs = conv_codes(b, q, codes, args[6:13], argument(args, kwargs, 13, "table"), zx)
     before, after = biases(b, bias)
-    acc = b.emit("conv", [q, b.constant(weight, codes.name), before], zero=zx, **attrs)
+    acc = b.emit("conv", [q, weight, before], zero=zx, **attrs)
     m = b.constant(multipliers(sx, b.stored_tensor(scale)), f"{b.site}.multiplier")
     return b.channels_first(b.emit("rescale", [acc, m, *after]))
 
@@ -169,9 +203,10 @@ def _conv_binary(b: Builder, args: Any, kwargs: Any) -> Value:
 def _conv_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, bias = args[:4]
     # zeros of a transposed convolution are stuffed before they are ranged: every range holds zero
-    last, weight, attrs = conv_geometry(b, b.channels_last(b.value(x)), b.stored_tensor(codes), args[4:], 0.0)
+    table = argument(args, kwargs, 11, "table")
+    last, weight, attrs = conv_codes(b, b.channels_last(b.value(x)), codes, args[4:11], table, 0.0)
     q, row, zero = b.emit_all("dynamic_quantize", [last], per_token=False)
-    acc = b.emit("conv", [q, b.constant(weight, codes.name), None, zero], zero=0, **attrs)
+    acc = b.emit("conv", [q, weight, None, zero], zero=0, **attrs)
     return b.channels_first(
         b.emit("rescale", [acc, b.value(scale), None if bias is None else b.value(bias), row])
     )

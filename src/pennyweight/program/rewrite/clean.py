@@ -11,7 +11,9 @@ from pennyweight.program.ir import Constant, Op, Program, resolve
 from pennyweight.program.ops import definitions
 from pennyweight.program.rewrite.graph import rebuilt
 
-STAYS = frozenset({"decode", "embedding", "iota", "full"})  # folding these would store more than it saves
+STAYS = frozenset(
+    {"decode", "unpack", "embedding", "iota", "full"}
+)  # folding these would store more than it saves
 SMALL = 4096
 
 

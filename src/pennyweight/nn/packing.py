@@ -1,0 +1,61 @@
+"""Codes of a few bits side by side in bytes, and the integers that a table gives them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pennyweight.formats import grids
+from pennyweight.formats.codebook import Codebook
+from pennyweight.formats.integer import Integer
+from pennyweight.qtensor import QTensor
+
+
+def tabled(q: QTensor) -> tuple[Tensor, Tensor] | None:
+    """Codes as places in a table of at most 16 integers, uint8 [rows, n], and the table, int8 [2^bits].
+
+    The product of a place's integer and `scale * unit` is the weight. None where the grid has more levels, codes of
+    which zero points are part, or levels that are no multiples of one unit. Entries beyond the grid's levels continue
+    by its last step; no code names them.
+    """
+    grid = grids[q.spec.grid]
+    if isinstance(grid, Integer) and grid.dtype == torch.int8 and grid.bits <= 4:
+        levels = list(range(grid.qmin, grid.qmax + 1))
+        places = (q.codes.to(torch.int16) - grid.qmin).to(torch.uint8)
+    elif isinstance(grid, Codebook) and grid.multiples is not None and len(grid.multiples) <= 16:
+        levels, places = list(grid.multiples), q.codes
+    else:
+        return None
+    if q.zero is not None:
+        return None
+    entries = next(n for n in (2, 4, 16) if n >= len(levels))
+    while len(levels) < entries:
+        levels.append(min(2 * levels[-1] - levels[-2], 127))
+    return places, torch.tensor(levels, dtype=torch.int8, device=q.codes.device)
+
+
+def code_bits(table: Tensor) -> int:
+    """Bits of a code of a table: 1, 2 or 4."""
+    return len(table).bit_length() - 1
+
+
+def pack_codes(places: Tensor, bits: int) -> Tensor:
+    """uint8 codes [rows, n] below 2^bits to uint8 [rows, ceil(n * bits / 8)], the first in the low bits."""
+    per = 8 // bits
+    spare = -places.shape[1] % per
+    padded = torch.cat([places, places.new_zeros(places.shape[0], spare)], 1)
+    shifts = torch.arange(0, 8, bits, device=places.device)
+    fields = padded.reshape(padded.shape[0], -1, per).to(torch.int16) << shifts
+    return fields.sum(-1).to(torch.uint8)
+
+
+def unpack_codes(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The inverse of `pack_codes`."""
+    shifts = torch.arange(0, 8, bits, device=packed.device)
+    fields = packed.to(torch.int16).unsqueeze(-1) >> shifts & (1 << bits) - 1
+    return fields.reshape(packed.shape[0], -1)[:, :n].to(torch.uint8)
+
+
+def weight_codes(codes: Tensor, table: Tensor | None, n: int) -> Tensor:
+    """int8 weights [rows, n] of stored codes: themselves without a table."""
+    return codes if table is None else table[unpack_codes(codes, code_bits(table), n).long()]
