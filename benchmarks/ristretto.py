@@ -1,13 +1,13 @@
 """Ristretto's search: the widths of dynamic fixed point that keep two networks within a point of float.
 
 usage: python benchmarks/ristretto.py [--only lenet resnet20] [--epochs 4] [--goal 0.01] [--formats ristretto]
-                                      [--search 2000]
+                                      [--search 2000] [--test 10000]
 
     lenet      Caffe's LeNet (20 and 50 filters of 5 x 5, 500 units), trained here in float on Fashion-MNIST, seed 0
     resnet20   ResNet-20 of the shared networks on the CIFAR-10 JPEG test set
 
 Integer lengths come from 10 batches of training images. The search evaluates on the first images of the training set
-that it has not calibrated with (--search of them); float and integers are then evaluated on the 10,000 test images: the
+that it has not calibrated with (--search of them); float and integers are then evaluated on the test images: the
 converted model eagerly, and its program on the engine, whose outputs must equal those of simulated fixed point bit for
 bit (`exact`). Nothing is fine-tuned. `shifts` counts the program's requantizations by shift, `multipliers` the others.
 """
@@ -126,11 +126,13 @@ def main() -> None:
     parser.add_argument("--goal", type=float, default=0.01)
     parser.add_argument("--formats", default="ristretto")
     parser.add_argument("--search", type=int, default=2000)
+    parser.add_argument("--test", type=int, default=10_000, help="test images, evenly spread")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for name in args.only:
         model, batches, (x, y), (test_x, test_y) = NETWORKS[name](data_folder(), args.epochs, args.search)
+        test_x, test_y = test_x[:: 10_000 // args.test], test_y[:: 10_000 // args.test]
         print(f"{name}: {args.formats}, goal {args.goal}, {len(y)} images to search with", flush=True)
         found = pw.tune(
             model,

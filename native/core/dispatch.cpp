@@ -25,6 +25,7 @@ struct Slot;
   void dequantize(const DequantizeArgs&);                 \
   void add(const AddArgs&);                               \
   void mul(const MulArgs&);                               \
+  void shift(const ShiftArgs&);                           \
   void table(const TableArgs&);                           \
   void table_f32(const TableF32Args&);                    \
   void affine(const AffineArgs&);                         \

@@ -191,6 +191,18 @@ struct AddArgs {  // add_q: t = float(a - a_zero) * a_m; u = float(b - b_zero) *
 };
 using AddFn = void (*)(const AddArgs&);
 
+// shift: y = clamp(acc / 2^shift + zero, lo, hi), half to even; with r, acc / 2^shift + (r - r_zero) / 2^r_shift, rounded
+// once. Shifts -8 .. 23: 64 bits hold the sum.
+struct ShiftArgs {
+  const int32_t* acc;
+  const uint8_t* r;
+  uint8_t* y;
+  int64_t n;
+  int shift, r_shift;
+  int32_t r_zero, zero, lo, hi;
+};
+using ShiftFn = void (*)(const ShiftArgs&);
+
 struct MulArgs {  // mul_q: clamp(rint(float((a - a_zero) * (b - b_zero)) * m) + zero)
   const uint8_t* a;
   const uint8_t* b;

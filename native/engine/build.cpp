@@ -26,6 +26,8 @@ const Entry kBuilders[] = {
     {"decode", build_decode},
     {"embedding", build_embedding},
     {"requant", build_epilogue},
+    {"requant_shift", build_shift},
+    {"requant_add_shift", build_shift},
     {"requant_add", build_epilogue},
     {"rescale", build_epilogue},
     {"quantize", build_quantize},

@@ -13,7 +13,7 @@ namespace {
 // Ops whose step writes results at any strides (the last axis side by side).
 bool writes_strided(const Plan& plan, const OpNode& op) {
   static const std::set<std::string> kinds = {
-      "requant", "requant_add", "quantize", "dequantize", "table",  "add_q", "mul_q", "affine_q", "max_pool",
+      "requant", "requant_add", "requant_shift", "requant_add_shift", "quantize", "dequantize", "table",  "add_q", "mul_q", "affine_q", "max_pool",
       "transpose", "slice",     "concat",   "pad",        "upsample", "stuff", "expand", "conv_f32", "rescale", "unary", "binary",
       "sign"};
   return kinds.count(op.kind) > 0 || converts_bf16(plan, op);
@@ -25,6 +25,7 @@ bool reads_strided(const Plan& plan, const OpNode& op, int value) {
                                               "concat", "pad",      "upsample", "stuff",      "expand",   "unary", "binary",
                                               "sign",   "conv_binary"};
   if (op.kind == "requant_add") return op.in[2] == value && op.in[0] != value;
+  if (op.kind == "requant_add_shift") return op.in[1] == value;
   return kinds.count(op.kind) > 0 || converts_bf16(plan, op);
 }
 

@@ -10,6 +10,7 @@ from cases import CODES, F32, Case
 from programs_bits import bits
 from programs_grouped import grouped
 from programs_movement import attentions, inexact, movements, normalisations, pools, recurrents, sums
+from programs_shifts import levels, shifts
 from programs_signs import signs
 
 from pennyweight.program.ir import Program
@@ -320,6 +321,8 @@ EXACT = (
     recurrents,
     movements,
     sums,
+    shifts,
+    levels,
 )
 
 __all__ = ["EXACT", "Case", "inexact"]

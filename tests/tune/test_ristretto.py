@@ -84,6 +84,9 @@ def test_integers_equal_the_simulation_bit_for_bit(trained, widths, parameters):
     recipe = fixed_point_recipe(parameters, conv, fc, activations)
     integers = pw.convert(calibrate(prepare(model, batches[0], recipe), batches, progress=False))
     program = pw.lower(integers, x[:4])
+    kinds = {op.kind for op in program.ops}
+    assert {"requant_shift", "requant_add_shift"} <= kinds  # no multiplier is left
+    assert not {"requant", "requant_add", "add_q"} & kinds
     (name,), (output,) = program.inputs, program.outputs
     assert torch.equal(torch.from_numpy(pw.interpret(program, {name: x.numpy()})[output]), want)
     assert torch.equal(torch.from_numpy(pw.Session(program)(x.numpy())), want)

@@ -1,5 +1,7 @@
 #include "engine/steps/epilogue.h"
 
+#include <cmath>
+
 #include "engine/layout.h"
 
 namespace pw {
@@ -52,6 +54,16 @@ void take(Builder& b, Tail& t, int op) {
 }  // namespace
 
 void tail_constants(const Plan& plan, Tail& t, const OpNode& op, int64_t columns) {
+  if (op.kind == "requant_shift" || op.kind == "requant_add_shift") {  // powers of two: exponents, not products
+    t.multiplier.assign(size_t((columns + 63) / 64 * 64), std::ldexp(1.0f, -int(op.integer("shift"))));
+    t.base.out = Out::kU8;
+    bounds(t.base, op);
+    if (op.kind == "requant_shift") return;
+    t.residual = op.in[1];
+    t.base.r_zero = int32_t(op.integer("r_zero"));
+    t.base.r_multiplier = std::ldexp(1.0f, -int(op.integer("r_shift")));
+    return;
+  }
   t.multiplier = columns_f32(plan, op.in[1], columns);
   if (op.kind == "rescale") {
     t.base.out = Out::kF32;
@@ -78,8 +90,11 @@ Tail make_tail(Builder& b, int op, int64_t columns) {
   t.last_op = op;
   t.result = plan.ops[op].out[0];
   t.bias.assign((columns + 63) / 64 * 64, 0);
-  const int after = next(b, op, {"requant", "requant_add", "rescale"});
+  const int after = next(b, op, {"requant", "requant_add", "requant_shift", "requant_add_shift", "rescale"});
   if (after < 0) return t;
+  const OpNode& then = plan.ops[after];
+  const bool by_shift = then.kind == "requant_shift" || then.kind == "requant_add_shift";
+  if (by_shift && !shifts_in_float(plan, plan.ops[op], then)) return t;
   // the step runs where `op` stands: all that it reads must have been made by then
   for (int v : plan.ops[after].in)
     if (v >= 0 && v != plan.ops[op].out[0] && !made_before(b, v, op)) return t;

@@ -36,6 +36,7 @@ SCHEMAS = {
     "Tensor q_zero, Tensor k_scale, Tensor k_zero, Tensor v_scale, Tensor v_zero) -> Tensor",
     "embedding": "(Tensor ids, Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
     "decode": "(Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
+    "decode_levels": "(Tensor codes, Tensor levels, Tensor scale, int bits, int n) -> Tensor",
     "lstm": "(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor s_ih, Tensor w_hh, Tensor s_hh, Tensor? b_ih, "
     "Tensor? b_hh, bool reverse) -> (Tensor, Tensor, Tensor)",
     "gru": "(Tensor x, Tensor h, Tensor w_ih, Tensor s_ih, Tensor w_hh, Tensor s_hh, Tensor? b_ih, Tensor? b_hh, "
@@ -95,6 +96,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "attention": lambda q, k, v, *a: q.new_empty([*q.shape[:-1], v.shape[-1]]),
     "embedding": lambda ids, codes, scale, zero, bits, n: scale.new_empty([*ids.shape, n]),
     "decode": lambda codes, scale, zero, bits, n: scale.new_empty([codes.shape[0], n]),
+    "decode_levels": lambda codes, levels, scale, bits, n: scale.new_empty([codes.shape[0], n]),
     "lstm": _fake_lstm,
     "gru": _fake_gru,
 }

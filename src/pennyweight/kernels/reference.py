@@ -84,6 +84,15 @@ def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, bits: int, n: int)
     return out
 
 
+def decode_levels(codes: Tensor, levels: Tensor, scale: Tensor, bits: int, n: int) -> Tensor:
+    """`levels[code] * scale`, [out, n]; codes of 4 bits lie two to a byte, low nibble first."""
+    if bits == 4:
+        codes = torch.stack([codes & 15, codes >> 4], -1).flatten(1)[:, :n]
+    w = levels[codes.long()].unflatten(1, (scale.shape[1], -1))
+    out: Tensor = (w * scale.unsqueeze(-1)).flatten(1)
+    return out
+
+
 def linear_grouped(
     x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, per_token: bool, bits: int, n: int
 ) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pennyweight.nn import twins
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.nn.integer import IntegerWeight, bias_codes, clamped
+from pennyweight.nn.levels import LevelLinear, on_levels
 from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
@@ -110,12 +111,16 @@ class LinearFamily:
         return {"weight": cast("nn.Linear", twin).weight.detach()}
 
     def convert(self, twin: nn.Module) -> nn.Module:
-        """An `IntegerLinear`."""
+        """An `IntegerLinear`, or a `LevelLinear` where levels are no integers."""
         twin = cast("LinearTwin", twin)
         q = twin.solved["weight"]
-        out = IntegerLinear(twin.layer, q, (twin.out_features, twin.in_features))
         bias = shifted(twin.bias, twin.bias_shift)
         bias = None if bias is None else bias.detach().float()
+        if on_levels(twin.layer, q):
+            floats = LevelLinear(twin.layer, q)
+            floats.register_buffer("bias", bias)
+            return floats
+        out = IntegerLinear(twin.layer, q, (twin.out_features, twin.in_features))
         if twin.input is not None:
             out.calibrated(twin.input)
             bias = bias if out.mode == "binary" else bias_codes(bias, out.x_scale, out.scale)

@@ -91,6 +91,7 @@ ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("perm", "axes"), _AXES),
     **dict.fromkeys(("shape", "starts", "stops", "pads", "kernel", "repeats"), _SIZES),
     **dict.fromkeys(("start", "step"), _ANY_INT),
+    **dict.fromkeys(("shift", "r_shift"), (_whole(-8, 23), "a shift, -8 .. 23")),
     "scale": (_scale, "a number from 1e-38 to 1e38"),
     "eps": (_epsilon, "a finite number, 0 or above"),
     "p": (_extended, "a number"),
@@ -106,7 +107,8 @@ ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
 # op -> positions of the operands that hold scales, multipliers or offsets, which must be finite where they are stored
 _FINITE: dict[str, tuple[int, ...]] = {
     "requant": (1,), "requant_add": (1,), "rescale": (1, 2, 3), "affine_q": (1, 2), "linear_w": (2, 3, 4),
-    "linear_grouped": (2, 5), "decode": (1, 2), "embedding": (2, 3), "lstm": (4, 6, 7, 8), "gru": (3, 5, 6, 7),
+    "linear_grouped": (2, 5), "decode": (1, 2), "decode_levels": (1, 2),
+    "embedding": (2, 3), "lstm": (4, 6, 7, 8), "gru": (3, 5, 6, 7),
 }  # fmt: skip
 
 

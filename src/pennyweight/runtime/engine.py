@@ -17,6 +17,7 @@ from pennyweight.errors import InputError, KernelError, nearest
 from pennyweight.program.ir import Array, Op, Program, TensorType, numpy_dtype, resolve
 from pennyweight.program.verify import infer
 from pennyweight.runtime import library as lib
+from pennyweight.runtime.widen import widened
 
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "u8": 3, "i8": 4, "u4": 5, "i32": 6, "i64": 7, "bool": 8}
 TEMPORARY, INPUT, CONSTANT = 0, 1, 3
@@ -187,6 +188,7 @@ class Engine:
     name = "native"
 
     def __init__(self, program: Program, *, threads: int = 0, isa: str = "", plans: int = PLANS) -> None:
+        program = widened(program)
         self.program, self.threads = program, threads or cores()
         self.library = lib.load()
         names = lib.supported_isas()

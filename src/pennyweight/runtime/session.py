@@ -229,7 +229,6 @@ def _engine(program: Program, backend: str, threads: int, plans: int) -> tuple[s
     if backend == "reference":
         return "reference", "asked for", Reference(program)
     from pennyweight.runtime import engine, library
-    from pennyweight.runtime.widen import widened
 
     try:
         library.load()
@@ -239,7 +238,7 @@ def _engine(program: Program, backend: str, threads: int, plans: int) -> tuple[s
             raise
         return "reference", f"the native engine is not available: {why}", Reference(program)
     why = "asked for" if backend == "native" else "its library is there"
-    return "native", why, engine.Engine(widened(program), threads=threads, plans=plans)
+    return "native", why, engine.Engine(program, threads=threads, plans=plans)
 
 
 def load(

@@ -6,26 +6,44 @@ from dataclasses import replace
 
 from pennyweight.program.ir import Constant, Op, Program
 from pennyweight.program.ops import definitions, real
+from pennyweight.program.ops.levels import decoded_levels
 
 
 def widened(program: Program) -> Program:
     """The program with stored tensors as the engine wants them; the file stays small, values are the same.
 
-    Casts of stored f16 and bf16 tensors to f32 are replaced by their results, and so is the unpacking of codes of a few
-    bits for all but linear layers, which read them packed where they have few rows.
+    Casts of stored f16 and bf16 tensors to f32 and `decode_levels` are replaced by their results, so is the unpacking
+    of codes of a few bits for all but linear layers, which read them packed where they have few rows.
     """
     ops: list[Op] = []
     constants = dict(program.constants)
     elsewhere = {n for op in program.ops for i, n in enumerate(op.inputs) if op.kind != "linear" or i != 1}
     for op in program.ops:
-        source = program.constants.get(op.inputs[0]) if op.kind in ("cast", "unpack") else None
-        if source is None or op.outputs[0] in program.outputs:
+        value = _decoded(program, op, elsewhere)
+        if value is None:
             ops.append(op)
-        elif op.kind == "unpack" and op.outputs[0] in elsewhere and op.inputs[1] in program.constants:
-            (codes,) = definitions["unpack"].run([source, program.constants[op.inputs[1]]], op.attrs)
-            constants[op.outputs[0]] = Constant("i8", codes)
-        elif op.kind == "cast" and source.dtype in ("f16", "bf16") and op.attrs["dtype"] == "f32":
-            constants[op.outputs[0]] = Constant("f32", real(source))
         else:
-            ops.append(op)
-    return program if len(ops) == len(program.ops) else replace(program, ops=ops, constants=constants)
+            constants[op.outputs[0]] = value
+    if len(ops) == len(program.ops):
+        return program
+    read = {n for op in ops for n in op.inputs} | set(program.outputs)
+    return replace(program, ops=ops, constants={n: c for n, c in constants.items() if n in read})
+
+
+def _decoded(program: Program, op: Op, elsewhere: set[str]) -> Constant | None:
+    found = [program.constants.get(n) for n in op.inputs]
+    if op.kind not in ("cast", "unpack", "decode_levels") or any(c is None for c in found):
+        return None
+    source = found[0]
+    assert source is not None
+    if op.kind == "decode_levels":
+        return Constant("f32", decoded_levels(source, found[1], found[2], op.attrs))
+    if op.outputs[0] in program.outputs:
+        return None
+    if op.kind == "unpack":
+        if op.outputs[0] not in elsewhere:
+            return None
+        (codes,) = definitions["unpack"].run([source, found[1]], op.attrs)
+        return Constant("i8", codes)
+    half = source.dtype in ("f16", "bf16") and op.attrs["dtype"] == "f32"
+    return Constant("f32", real(source)) if half else None

@@ -242,6 +242,14 @@ def _decode(b: Builder, args: Any, kwargs: Any) -> Value:
     return b.emit("decode", operands, bits=bits, shape=[int(codes.tensor.shape[0]), n])
 
 
+@handles("pennyweight.decode_levels.default")
+def _decode_levels(b: Builder, args: Any, kwargs: Any) -> Value:
+    codes, levels, scale, bits, n = args
+    stored = b.stored_tensor(codes)
+    operands = [b.constant(stored, codes.name, "u4" if bits == 4 else "u8"), b.value(levels), b.value(scale)]
+    return b.emit("decode_levels", operands, bits=bits, shape=[int(stored.shape[0]), n])
+
+
 def widened(b: Builder, x: Any) -> Value:
     """A value, cast to f32 if it is stored in 16 bits."""
     value = b.value(x)

@@ -98,6 +98,7 @@ from pennyweight.program.ops import (  # noqa: E402
     elementwise,
     grouped,
     integer,
+    levels,
     movement,
     normalize,
     packed,
@@ -105,6 +106,7 @@ from pennyweight.program.ops import (  # noqa: E402
     products,
     real_products,
     recurrent,
+    shifts,
     signs,
 )
 
@@ -118,6 +120,7 @@ __all__ = [
     "grouped",
     "halved",
     "integer",
+    "levels",
     "movement",
     "normalize",
     "packed",
@@ -127,6 +130,7 @@ __all__ = [
     "real_products",
     "recurrent",
     "require",
+    "shifts",
     "signs",
     "want",
 ]

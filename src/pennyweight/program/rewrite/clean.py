@@ -11,9 +11,8 @@ from pennyweight.program.ir import Constant, Op, Program, resolve
 from pennyweight.program.ops import definitions
 from pennyweight.program.rewrite.graph import rebuilt
 
-STAYS = frozenset(
-    {"decode", "unpack", "embedding", "iota", "full"}
-)  # folding these would store more than it saves
+# folding these would store more than it saves
+STAYS = frozenset({"decode", "decode_levels", "unpack", "embedding", "iota", "full"})
 SMALL = 4096
 
 
