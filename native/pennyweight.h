@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define PW_API __attribute__((visibility("default")))
-#define PW_ABI 2
+#define PW_ABI 3
 
 typedef struct pw_model pw_model;
 typedef struct pw_plan pw_plan;
@@ -45,6 +45,10 @@ PW_API pw_model* pw_model_create(void);
 PW_API void pw_model_free(pw_model*);
 PW_API int pw_model_constant(pw_model*, int dtype, int rank, const int64_t* dims, const void* data);
 
+/* All constants of a model at once: per constant its dtype, its rank and its dimensions, one behind the other. They
+ * are numbered in this order, behind those that the model has. */
+PW_API int pw_model_constants(pw_model*, int count, const int64_t* words, int64_t n_words, const void* const* data);
+
 typedef struct {
   const char* name;
   int kind; /* 0: integers, 1: floats, 2: text */
@@ -67,6 +71,11 @@ PW_API int pw_plan_value(pw_plan*, int kind, int index, int dtype, int rank, con
 PW_API int pw_plan_op(pw_plan*, const char* op, const char* site, int n_in, const int* in, int n_out, const int* out,
                       int n_attr, const pw_attr* attrs);
 PW_API int pw_plan_output(pw_plan*, int value, int index);
+/* Many of the above at once, one behind the other in `words`: 0, kind, index, dtype, rank, dims... for a value; 1, op,
+ * site, n_in, in..., n_out, out..., n_attr, and per attribute name, kind and count, followed by integers, by positions
+ * in `reals`, or by one text; 2, value, index for an output. Texts are positions in `text`, each ended by a zero. */
+PW_API int pw_plan_make(pw_plan*, const int64_t* words, int64_t n_words, const char* text, int64_t n_text,
+                        const double* reals, int64_t n_reals);
 PW_API int pw_plan_finish(pw_plan*);
 PW_API void pw_plan_free(pw_plan*);
 
@@ -95,6 +104,9 @@ PW_API int64_t pw_model_packed_bytes(const pw_model*);
  * set are made of; bytes a second read, by each thread from a buffer of `bytes` of its own. */
 PW_API double pw_measure_macs(int isa, int kind, int threads, double seconds);
 PW_API double pw_measure_reads(int isa, int64_t bytes, int threads, double seconds);
+
+/* SHA-256 of buffers one behind the other, 32 bytes. -1 where the processor has no instructions for it. */
+PW_API int pw_sha256(int count, const void* const* data, const int64_t* sizes, uint8_t* digest);
 
 /* Rounding in training: x [rows, cols] of PW_F32 or PW_BF16, one scale (positive) and zero point (or NULL) per row.
  * y = (clamp(rint(x * r) + z, lo, hi) - z) * s, r = 1 / s. */

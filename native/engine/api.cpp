@@ -2,6 +2,7 @@
 #include <cstring>
 #include <string>
 
+#include "engine/guard.h"
 #include "engine/plan.h"
 
 using namespace pw;
@@ -14,21 +15,9 @@ struct pw_plan {
   bool finished = false;
 };
 
+thread_local std::string pw::last_error;
+
 namespace {
-
-thread_local std::string last_error;
-
-template <class F>
-int guarded(F body) {
-  try {
-    return body();
-  } catch (const std::exception& e) {
-    last_error = e.what();
-  } catch (...) {
-    last_error = "unknown error";
-  }
-  return -1;
-}
 
 std::vector<int64_t> checked_dims(int rank, const int64_t* dims) {
   require(rank >= 0 && rank <= 8, "a rank beyond 8");

@@ -35,6 +35,16 @@ struct Lut {  // 256 bytes in four registers
 PW_INLINE __mmask16 head16(int n) { return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1); }
 PW_INLINE __mmask64 head64(int n) { return n >= 64 ? ~__mmask64(0) : (__mmask64(1) << n) - 1; }
 
+// 16 of 64 bytes. The position need not be known to the compiler: without optimisation it is not.
+PW_INLINE __m128i quarter(__m512i x, int i) {
+  switch (i) {
+    case 0: return _mm512_castsi512_si128(x);
+    case 1: return _mm512_extracti32x4_epi32(x, 1);
+    case 2: return _mm512_extracti32x4_epi32(x, 2);
+    default: return _mm512_extracti32x4_epi32(x, 3);
+  }
+}
+
 // An epilogue with its numbers spread over registers once.
 struct Finish {
   const Epilogue& e;
@@ -183,7 +193,7 @@ struct Together {
       const int64_t at = c_offset[i];
       if (__builtin_expect(at < 0, 0)) continue;
       uint8_t* y = c + at;
-      if (NB == 1) last(y, _mm512_extracti32x4_epi32(bytes, i & 3), half);
+      if (NB == 1) last(y, quarter(bytes, i), half);
       if (NB == 4 && __builtin_expect(!half, 1)) {
         _mm512_storeu_si512(y, bytes);
         continue;

@@ -40,11 +40,6 @@ class Reader {
     std::memcpy(&v, take(8), 8);
     return v;
   }
-  double real() {
-    double v;
-    std::memcpy(&v, take(8), 8);
-    return v;
-  }
   std::string text() {
     const size_t n = size_t(number());
     return {take(n), n};
@@ -70,20 +65,6 @@ class Reader {
   size_t at_ = 0;
 };
 
-struct Attribute {
-  std::string name, text;
-  int kind;
-  std::vector<int64_t> ints;
-  std::vector<double> floats;
-};
-
-struct Call {  // of pw_plan_value (0), pw_plan_op (1) or pw_plan_output (2)
-  int tag, kind, index, dtype;
-  std::vector<int64_t> dims, in, out;
-  std::string op, site;
-  std::vector<Attribute> attrs;
-};
-
 struct Tensor {
   int dtype;
   std::vector<int64_t> dims;
@@ -94,38 +75,9 @@ struct Recording {
   std::string name;
   bool exact;
   std::vector<Tensor> constants;
-  std::vector<Call> calls;
+  Bytes words, text, reals;  // of pw_plan_make
   std::vector<Bytes> inputs, outputs;
 };
-
-Call read_call(Reader& r) {
-  Call c{};
-  c.tag = int(r.number());
-  if (c.tag == 1) {
-    c.op = r.text();
-    c.site = r.text();
-    c.in = r.numbers();
-    c.out = r.numbers();
-    for (int64_t n = r.number(); n > 0; --n) {
-      Attribute a;
-      a.name = r.text();
-      a.kind = int(r.number());
-      if (a.kind == 0) a.ints = r.numbers();
-      if (a.kind == 1)
-        for (int64_t k = r.number(); k > 0; --k) a.floats.push_back(r.real());
-      if (a.kind == 2) a.text = r.text();
-      c.attrs.push_back(std::move(a));
-    }
-    return c;
-  }
-  c.kind = int(r.number());
-  c.index = int(r.number());
-  if (c.tag == 0) {
-    c.dtype = int(r.number());
-    c.dims = r.numbers();
-  }
-  return c;
-}
 
 Recording read_recording(Reader& r) {
   Recording out;
@@ -138,7 +90,9 @@ Recording read_recording(Reader& r) {
     t.data = r.bytes();
     out.constants.push_back(std::move(t));
   }
-  for (int64_t n = r.number(); n > 0; --n) out.calls.push_back(read_call(r));
+  out.words = r.bytes();
+  out.text = r.bytes();
+  out.reals = r.bytes();
   for (int64_t n = r.number(); n > 0; --n) out.inputs.push_back(r.bytes());
   for (int64_t n = r.number(); n > 0; --n) out.outputs.push_back(r.bytes());
   return out;
@@ -161,7 +115,9 @@ class Plan {
     const pw_options options{threads, isa, 0};
     handle_ = pw_plan_begin(model.handle, &options);
     require(handle_ != nullptr, r.name);
-    for (const Call& c : r.calls) require(make(c) >= 0, r.name);
+    require(pw_plan_make(handle_, reinterpret_cast<const int64_t*>(r.words.data()), int64_t(r.words.size() / 8),
+                         r.text.data(), int64_t(r.text.size()), reinterpret_cast<const double*>(r.reals.data()),
+                         int64_t(r.reals.size() / 8)) >= 0, r.name);
     require(pw_plan_finish(handle_) >= 0, r.name);
   }
   ~Plan() { pw_plan_free(handle_); }
@@ -182,17 +138,6 @@ class Plan {
   }
 
  private:
-  int make(const Call& c) {
-    if (c.tag == 0) return pw_plan_value(handle_, c.kind, c.index, c.dtype, int(c.dims.size()), c.dims.data());
-    if (c.tag == 2) return pw_plan_output(handle_, c.kind, c.index);
-    std::vector<pw_attr> attrs;
-    for (const Attribute& a : c.attrs)
-      attrs.push_back({a.name.c_str(), a.kind, int(a.kind == 1 ? a.floats.size() : a.ints.size()), a.ints.data(),
-                       a.floats.data(), a.text.c_str()});
-    const std::vector<int> in(c.in.begin(), c.in.end()), out(c.out.begin(), c.out.end());
-    return pw_plan_op(handle_, c.op.c_str(), c.site.c_str(), int(in.size()), in.data(), int(out.size()), out.data(),
-                      int(attrs.size()), attrs.data());
-  }
   const Recording& recording_;
   pw_plan* handle_;
 };

@@ -58,7 +58,7 @@ Packed pack_groups(const Constant& stored, int bits, int64_t n, int64_t k, int64
   const int64_t length = k / groups, n_pad = (n + 63) / 64 * 64;
   std::vector<int64_t> segments;
   for (int64_t g = 0; g < groups; ++g) segments.push_back(g * length);
-  Packed p = pack_weights(w, n, segments, length, 1, k, 4);
+  Packed p = pack_weights(w, n, segments, length, k, 4);
   p.colsum.assign(size_t(groups * n_pad), 0);
   for (int64_t j = 0; j < n; ++j)
     for (int64_t i = 0; i < k; ++i) p.colsum[size_t(i / length * n_pad + j)] -= w[j * k + i];

@@ -10,33 +10,6 @@
 
 namespace pw {
 
-Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len, int64_t k_stride,
-                    int64_t n_stride, int k_align) {
-  const int64_t seg_pad = (seg_len + k_align - 1) / k_align * k_align;
-  const int64_t blocks = (n + 15) / 16;
-  Packed p;
-  p.block = int64_t(segments.size()) * seg_pad * 16;
-  p.codes = Buffer(blocks * p.block);
-  p.colsum.assign(size_t((n + 63) / 64 * 64), 0);
-  int8_t* out = p.codes.as<int8_t>();
-  std::memset(out, 0, size_t(blocks * p.block));
-  for (int64_t column = 0; column < n; ++column) {
-    int8_t* b = out + column / 16 * p.block + column % 16 * 4;
-    int32_t sum = 0;
-    for (int64_t segment : segments) {
-      const int8_t* from = w + column * n_stride + segment;
-      for (int64_t k = 0; k < seg_len; ++k) {
-        const int8_t v = from[k * k_stride];
-        b[k / 4 * 64 + k % 4] = v;
-        sum += v;
-      }
-      b += seg_pad / 4 * 64;
-    }
-    p.colsum[size_t(column)] = sum;
-  }
-  return p;
-}
-
 namespace {
 
 struct GemmStep : Step {
@@ -354,24 +327,15 @@ void build_conv(Builder& b, int number) {
   const bool dense = plan.kernels->isa == kAmx && strided && kernel > 1 && seg_len < 64;
   const int weights = plan.values[op.in[1]].index;
   const int8_t* w = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
-  // the weight [O, C, *kernel] with the taps outside of the channels, as rows are read
-  auto tap_major = [&] {
-    std::vector<int8_t> t(size_t(g.out_channels * channels * kernel));
-    for (int64_t o = 0; o < g.out_channels; ++o)
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t k = 0; k < kernel; ++k) t[size_t((o * kernel + k) * channels + c)] = w[(o * channels + c) * kernel + k];
-    return t;
-  };
   for (int64_t& s : w_segments) s *= channels;
   std::vector<int32_t> all_sums(size_t((g.out_channels + 63) / 64 * 64), 0);
   std::vector<std::shared_ptr<const Packed>> packed;
   for (int64_t group = 0; group < g.groups; ++group) {
     const std::string key = layout_key(weights, ":conv", {group, int64_t(joined), int64_t(dense), plan.k_align()});
     packed.push_back(plan.model->packed(key, [&] {
-      const std::vector<int8_t> t = tap_major();
-      const int8_t* from = t.data() + group * columns * kernel * channels;
-      if (dense) return pack_weights(from, columns, {0}, kernel * channels, 1, kernel * channels, plan.k_align());
-      return pack_weights(from, columns, w_segments, seg_len, 1, kernel * channels, plan.k_align());
+      const int8_t* from = w + group * columns * kernel * channels;
+      if (dense) return pack_weights(from, columns, {0}, kernel * channels, kernel * channels, plan.k_align(), kernel);
+      return pack_weights(from, columns, w_segments, seg_len, kernel * channels, plan.k_align(), kernel);
     }));
     for (int64_t i = 0; i < columns; ++i) all_sums[size_t(group * columns + i)] = packed.back()->colsum[size_t(i)];
   }
@@ -435,8 +399,8 @@ void build_linear(Builder& b, int number) {
   auto step = std::make_unique<GemmStep>();
   const int stored = unpack ? plan.values[unpack->in[0]].index : w.index;
   step->packed = plan.model->packed(layout_key(stored, unpack ? ":unpacked" : ":linear", {plan.k_align()}), [&] {
-    if (unpack) return pack_weights(unpacked_codes(plan, *unpack).data(), n, {0}, k, 1, k, plan.k_align());
-    return pack_weights(static_cast<const int8_t*>(plan.constant(op.in[1]).data), n, {0}, k, 1, k, plan.k_align());
+    if (unpack) return pack_weights(unpacked_codes(plan, *unpack).data(), n, {0}, k, k, plan.k_align());
+    return pack_weights(static_cast<const int8_t*>(plan.constant(op.in[1]).data), n, {0}, k, k, plan.k_align());
   });
   fold_zero(plan, tail, op, step->packed->colsum, n, k);
   // a result with padding around it (rows of an image): walk its axes

@@ -5,9 +5,11 @@
 
 namespace pw {
 
-// Columns of a product in the form of GemmArgs: column n, segment s, k at w[n * n_stride + segments[s] + k * k_stride].
-Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len, int64_t k_stride,
-                    int64_t n_stride, int k_align);
+// Columns of a product in the form of GemmArgs: column n, segment s, k is element segments[s] + k of the n_stride codes
+// from w + n * n_stride. With `taps`, a column is [channels, taps], and its elements are counted in the order [taps,
+// channels].
+Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len,
+                    int64_t n_stride, int k_align, int64_t taps = 1);
 
 // The accumulator's bias with the constant zero point taken in: b - zero * sum(w); and whether clamping may wait.
 void fold_zero(const Plan& plan, Tail& t, const OpNode& op, const std::vector<int32_t>& colsum, int64_t columns,

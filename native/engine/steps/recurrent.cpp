@@ -108,7 +108,7 @@ Product product_of(const Plan& plan, const OpNode& op, int64_t gates, int weight
   const std::string key = std::to_string(w.index) + ":units:" + std::to_string(plan.k_align());
   p.packed = plan.model->packed(key, [&] {
     const std::vector<int8_t> rows = by_units(codes, gates, hidden, p.k);
-    return pack_weights(rows.data(), columns, {0}, p.k, 1, p.k, plan.k_align());
+    return pack_weights(rows.data(), columns, {0}, p.k, p.k, plan.k_align());
   });
   const auto spread = [&](int value) {
     std::vector<float> v = by_units(columns_f32(plan, op.in[size_t(value)], w.dims[0]).data(), gates, hidden, 1);

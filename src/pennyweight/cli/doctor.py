@@ -123,4 +123,4 @@ def native_facts() -> dict[str, Any]:
         ]
     except (KernelError, OSError, AttributeError) as error:  # AttributeError: a library of another version
         return {"backend": "reference", "library": f"none: {' '.join(str(error).split())}", "isas": []}
-    return {"backend": "native", "library": str(library.find()), "isas": isas}
+    return {"backend": "native", "library": library.place(), "isas": isas}

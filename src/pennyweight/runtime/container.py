@@ -12,14 +12,15 @@ import mmap
 import os
 import stat
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from _thread import allocate_lock, start_new_thread
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from pennyweight.errors import FormatError, PennyweightError, nearest
+from pennyweight.errors import FormatError, KernelError, PennyweightError, nearest
 from pennyweight.program.ir import Array
 from pennyweight.program.text import dumps, loads
 
@@ -29,6 +30,7 @@ RANK_LIMIT = 8
 TENSORS_LIMIT = 200_000
 ALIGNMENT = 64  # of the data's beginning in the file
 CHECKSUM = "pennyweight.sha256"
+BACKGROUND = 1 << 18  # bytes from which on the checksum is worth a thread
 DEFLATED = b"DWTzlib\0"  # read as a header's length, it is beyond every limit: older readers refuse it
 _DENSEST = 1032  # bytes that one deflated byte can stand for (zlib's technical details)
 
@@ -97,6 +99,20 @@ def read_container(path: str | os.PathLike[str], *, check: bool = True) -> Conta
         FormatError: on the first broken promise, naming the file.
         OSError: if the file cannot be opened.
     """
+    container, wait = open_container(path, check=check)
+    wait()
+    return container
+
+
+def open_container(
+    path: str | os.PathLike[str], *, check: bool = True
+) -> tuple[Container, Callable[[], None]]:
+    """As `read_container`, but the checksum of a large file is still being computed, on a thread of its own.
+
+    Returns:
+        The container, and a function that waits for the checksum and raises FormatError if it does not match: nothing
+        of the file may be used before it has been called.
+    """
     where = os.fspath(path)
     try:
         view = _inflated(_mapped(where))
@@ -104,11 +120,18 @@ def read_container(path: str | os.PathLike[str], *, check: bool = True) -> Conta
         metadata = _metadata(header.pop("__metadata__", None))
         tensors = _tensors(header, view, start)
         digest = metadata.pop(CHECKSUM, "")
-        if check:
-            _check_digest(view, text, start, digest)
+        sum_of = _Checksum(view, text, start, digest) if check else None
     except PennyweightError as error:
         raise in_file(error, where) from error
-    return Container(where, tensors, metadata, len(view))
+
+    def wait() -> None:
+        if sum_of is not None:
+            try:
+                sum_of.compare()
+            except PennyweightError as error:
+                raise in_file(error, where) from error
+
+    return Container(where, tensors, metadata, len(view)), wait
 
 
 def in_file(error: PennyweightError, where: str) -> FormatError:
@@ -230,26 +253,70 @@ def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
     return name, dtype, tuple(shape), offsets[0], offsets[1]
 
 
-def _check_digest(view: memoryview, text: bytes, start: int, digest: str) -> None:
+class _Checksum:
     """The digest stands in the header once; with zeros in its place, all bytes of the file must give it."""
-    stored = digest.encode()
-    if len(digest) != 64 or text.count(stored) != 1 or any(c not in "0123456789abcdef" for c in digest):
-        raise FormatError(f"metadata {CHECKSUM!r} is no checksum")
-    found = digest_of([view[:8], text.replace(stored, b"0" * 64), view[start:]])
-    if found != digest:
-        raise FormatError(
-            "the checksum does not match: the file was altered or damaged",
-            spec=f"sha256 {found[:16]}..., stored {digest[:16]}...",
-            hint="Write the file again.",
-        )
+
+    def __init__(self, view: memoryview, text: bytes, start: int, digest: str) -> None:
+        stored = digest.encode()
+        if len(digest) != 64 or text.count(stored) != 1 or any(c not in "0123456789abcdef" for c in digest):
+            raise FormatError(f"metadata {CHECKSUM!r} is no checksum")
+        self._stored = digest
+        self._parts = [view[:8], text.replace(stored, b"0" * 64), view[start:]]
+        self._found: str | BaseException = ""
+        self._done = allocate_lock()
+        if len(view) < BACKGROUND:
+            self._found = digest_of(self._parts)
+        else:
+            self._done.acquire()
+            start_new_thread(self._compute, ())
+
+    def _compute(self) -> None:
+        try:
+            self._found = digest_of(self._parts)
+        except BaseException as error:  # it is the waiting thread's to raise
+            self._found = error
+        finally:
+            self._done.release()
+
+    def compare(self) -> None:
+        with self._done:
+            found = self._found
+        if isinstance(found, BaseException):
+            raise found
+        if found != self._stored:
+            raise FormatError(
+                "the checksum does not match: the file was altered or damaged",
+                spec=f"sha256 {found[:16]}..., stored {self._stored[:16]}...",
+                hint="Write the file again.",
+            )
 
 
 def digest_of(parts: Sequence[Any]) -> str:
     """SHA-256 of consecutive buffers, as 64 hexadecimal digits."""
+    found = _native_digest(parts)
+    if found:
+        return found
     digest = _hasher(sum(len(part) for part in parts))
     for part in parts:
         digest.update(part)
     return str(digest.hexdigest())
+
+
+def _native_digest(parts: Sequence[Any]) -> str:
+    """The same from libpennyweight, where it is at hand and the processor has instructions for it; else ""."""
+    import ctypes as c
+
+    from pennyweight.runtime import library
+
+    try:
+        native = library.load()
+    except (KernelError, OSError):
+        return ""
+    held = [np.frombuffer(part, np.uint8) for part in parts]
+    places = (c.c_void_p * len(held))(*[a.ctypes.data for a in held])
+    sizes = (c.c_int64 * len(held))(*[a.size for a in held])
+    out = c.create_string_buffer(32)
+    return out.raw.hex() if native.pw_sha256(len(held), places, sizes, out) == 0 else ""
 
 
 def _hasher(size: int) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes as c
 import os
-import threading
 import time
+from _thread import allocate_lock
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from pennyweight.errors import InputError, KernelError, nearest
-from pennyweight.program.ir import Array, Op, Program, TensorType, numpy_dtype, resolve
+from pennyweight.program.ir import Array, Program, TensorType, numpy_dtype
 from pennyweight.program.verify import infer
 from pennyweight.runtime import library as lib
 from pennyweight.runtime.widen import widened
+from pennyweight.runtime.words import Sentences, constant_words
 
-DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "u8": 3, "i8": 4, "u4": 5, "i32": 6, "i64": 7, "bool": 8}
-TEMPORARY, INPUT, CONSTANT = 0, 1, 3
 PLANS = 64  # sets of input sizes that an engine keeps ready; a plan is small: memory and weights belong to the model
 
 
@@ -32,23 +31,22 @@ def cores() -> int:
 class Plan:
     """A program planned for fixed input sizes; immutable, may be run from many threads at once."""
 
-    def __init__(self, engine: Engine, symbols: Mapping[str, int]) -> None:
+    def __init__(
+        self, engine: Engine, symbols: Mapping[str, int], types: Mapping[str, TensorType] | None = None
+    ) -> None:
         self._engine, self._library = engine, engine.library  # the engine's model must outlive the plan
         options = lib.Options(engine.threads, engine.isa_index, 0)
         self._handle = self._library.pw_plan_begin(engine.model, c.byref(options))
         if not self._handle:
             raise KernelError(lib.last_error(self._library))
         program = engine.program
-        types = infer(program, symbols)
-        self._numbers: dict[str, int] = {}
-        for index, name in enumerate(program.inputs):
-            self._value(name, INPUT, index, types[name])
-        for op in program.ops:
-            self._op(op, types, symbols)
-        for index, name in enumerate(program.outputs):
-            if name in program.constants:
-                self._constant(name, types)
-            self._check(self._library.pw_plan_output(self._handle, self._numbers[name], index))
+        if types is None:
+            types = infer(program, symbols)
+        words, text, reals = Sentences(program, types, symbols, engine.constant_numbers).parts()
+        made = self._library.pw_plan_make(
+            self._handle, words.ctypes.data, words.size, text, len(text), reals.ctypes.data, reals.size
+        )
+        self._check(made)
         self._check(self._library.pw_plan_finish(self._handle))
         self.outputs = [(n, types[n].ints, numpy_dtype(types[n].dtype)) for n in program.outputs]
         self.results = [(n, types[n].ints, types[n].dtype) for n in program.outputs]
@@ -63,40 +61,6 @@ class Plan:
         if code < 0:
             raise KernelError(f"the engine refuses the program: {lib.last_error(self._library)}")
         return code
-
-    def _value(self, name: str, kind: int, index: int, type_: TensorType) -> int:
-        shape = type_.ints
-        dims = (c.c_int64 * len(shape))(*shape)
-        code = self._library.pw_plan_value(self._handle, kind, index, DTYPES[type_.dtype], len(shape), dims)
-        self._numbers[name] = self._check(code)
-        return self._numbers[name]
-
-    def _constant(self, name: str, types: Mapping[str, TensorType]) -> int:
-        if name not in self._numbers:
-            self._value(name, CONSTANT, self._engine.constant_numbers[name], types[name])
-        return self._numbers[name]
-
-    def _op(self, op: Op, types: Mapping[str, TensorType], symbols: Mapping[str, int]) -> None:
-        constants = self._engine.program.constants
-        inputs = [
-            -1 if not n else self._constant(n, types) if n in constants else self._numbers[n]
-            for n in op.inputs
-        ]
-        outputs = [self._value(n, TEMPORARY, -1, types[n]) for n in op.outputs]
-        attrs, keep = _attributes(resolve(op.attrs, symbols))
-        code = self._library.pw_plan_op(
-            self._handle,
-            op.kind.encode(),
-            op.site.encode(),
-            len(inputs),
-            (c.c_int * len(inputs))(*inputs),
-            len(outputs),
-            (c.c_int * len(outputs))(*outputs),
-            len(attrs),
-            (lib.Attr * len(attrs))(*attrs),
-        )
-        del keep
-        self._check(code)
 
     def run(self, inputs: list[Array], ns: Any = None) -> list[Array]:
         """Run on dense arrays of the planned sizes.
@@ -149,29 +113,6 @@ class Plan:
         return int(self._library.pw_plan_arena_bytes(self._handle))
 
 
-def _attributes(attrs: Mapping[str, Any]) -> tuple[list[lib.Attr], list[Any]]:
-    """C structures of the attributes, and what they point to."""
-    out: list[lib.Attr] = []
-    keep: list[Any] = []
-    for name, value in attrs.items():
-        attr = lib.Attr(name.encode())
-        if isinstance(value, str):
-            attr.kind, attr.text = 2, value.encode()
-        else:
-            values = list(value) if isinstance(value, list | tuple) else [value]
-            attr.count = len(values)
-            if any(isinstance(v, float) for v in values):
-                floats = (c.c_double * len(values))(*values)
-                attr.kind, attr.floats = 1, c.cast(floats, c.POINTER(c.c_double))
-                keep.append(floats)
-            else:
-                ints = (c.c_int64 * len(values))(*[int(v) for v in values])
-                attr.kind, attr.ints = 0, c.cast(ints, c.POINTER(c.c_int64))
-                keep.append(ints)
-        out.append(attr)
-    return out, keep
-
-
 class Engine:
     """A program on libpennyweight. Safe to use from many threads.
 
@@ -199,23 +140,19 @@ class Engine:
         self.isa = isa or lib.default_isa()
         self.isa_index = lib.isa_names().index(self.isa)
         self.model = self.library.pw_model_create()
-        self.constant_numbers: dict[str, int] = {}
-        self._arrays = []  # constants are not copied
-        for name, constant in program.constants.items():
-            array = np.ascontiguousarray(constant.data)
-            self._arrays.append(array)
-            dims = (c.c_int64 * constant.data.ndim)(*constant.data.shape)
-            code = self.library.pw_model_constant(
-                self.model, DTYPES[constant.dtype], constant.data.ndim, dims, array.ctypes.data
-            )
-            if code < 0:
-                raise KernelError(f"constant {name!r}: {lib.last_error(self.library)}")
-            self.constant_numbers[name] = code
+        self._arrays = [
+            np.ascontiguousarray(v.data) for v in program.constants.values()
+        ]  # they are not copied
+        self.constant_numbers = {name: number for number, name in enumerate(program.constants)}
+        words, count = constant_words(program), len(self._arrays)
+        places = (c.c_void_p * count)(*[a.ctypes.data for a in self._arrays])
+        if self.library.pw_model_constants(self.model, count, words.ctypes.data, words.size, places) < 0:
+            raise KernelError(f"the engine refuses a constant: {lib.last_error(self.library)}")
         self.most_plans, self.plans_made = plans, 0
         # least recently used first; the last one found need not be moved
         self._plans: OrderedDict[tuple[tuple[int, ...], ...], Plan] = OrderedDict()
         self._last: Plan | None = None
-        self._lock = threading.Lock()
+        self._lock = allocate_lock()
 
     def __del__(self) -> None:
         self._plans, self._last = OrderedDict(), None
@@ -226,8 +163,13 @@ class Engine:
         """The plan for inputs of these shapes; made once."""
         return self.plan_for(tuple(tuple(shapes[n]) for n in self.program.inputs))
 
-    def plan_for(self, shapes: tuple[tuple[int, ...], ...]) -> Plan:
-        """As `plan`, the shapes in the order of the inputs. The least recently used plan makes room for a new one."""
+    def plan_for(
+        self, shapes: tuple[tuple[int, ...], ...], types: Mapping[str, TensorType] | None = None
+    ) -> Plan:
+        """As `plan`, the shapes in the order of the inputs. The least recently used plan makes room for a new one.
+
+        `types`: of all values at these sizes, if the caller has inferred them already.
+        """
         found = self._plans.get(shapes)
         if found is not None:
             if found is not self._last:
@@ -239,7 +181,7 @@ class Engine:
         with self._lock:
             found = self._plans.get(shapes)
             if found is None:
-                found = self._last = self._plans[shapes] = Plan(self, symbols)
+                found = self._last = self._plans[shapes] = Plan(self, symbols, types)
                 self.plans_made += 1
                 while len(self._plans) > self.most_plans:
                     self._plans.popitem(last=False)

@@ -9,7 +9,7 @@ from pennyweight.program.bounds import check, check_attributes
 from pennyweight.program.ir import Program
 from pennyweight.program.text import from_text, loads
 from pennyweight.program.verify import verify
-from pennyweight.runtime.container import Container, in_file, read_container
+from pennyweight.runtime.container import Container, in_file, open_container
 
 FORMAT = 1
 FORMAT_KEY, PROGRAM_KEY, META_KEY = "pennyweight.format", "pennyweight.program", "pennyweight.meta"
@@ -32,14 +32,18 @@ def read(path: str | os.PathLike[str], *, check_sum: bool = True) -> Program:
         FormatError: on the first broken promise of docs/format.md, naming the file.
         OSError: if the file cannot be opened.
     """
-    container = read_container(path, check=check_sum)
+    container, wait = open_container(path, check=check_sum)
     try:
-        return _program(container)
+        program = _program(container)
     except PennyweightError as error:
+        wait()  # what was damaged is called that
         raise in_file(error, container.path) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        wait()
         what = f"the program does not verify: {type(error).__name__}: {str(error)[:200]}"
         raise FormatError(what, site=container.path) from error
+    wait()
+    return program
 
 
 def _program(container: Container) -> Program:

@@ -5,26 +5,12 @@ from __future__ import annotations
 import ctypes as c
 import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pennyweight.errors import KernelError
 
-ABI = 2
+ABI = 3
 _NAME = "libpennyweight.so"
-
-
-class Attr(c.Structure):
-    """One attribute of an op; see pennyweight.h."""
-
-    _fields_ = [
-        ("name", c.c_char_p),
-        ("kind", c.c_int),
-        ("count", c.c_int),
-        ("ints", c.POINTER(c.c_int64)),
-        ("floats", c.POINTER(c.c_double)),
-        ("text", c.c_char_p),
-    ]
 
 
 class Options(c.Structure):
@@ -65,25 +51,10 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pw_kernel_get": (c.c_int, [c.c_int, c.POINTER(KernelRow)]),
     "pw_model_create": (_P, []),
     "pw_model_free": (None, [_P]),
-    "pw_model_constant": (c.c_int, [_P, c.c_int, c.c_int, _DIMS, _P]),
+    "pw_model_constants": (c.c_int, [_P, c.c_int, _P, c.c_int64, c.POINTER(_P)]),
     "pw_model_packed_bytes": (c.c_int64, [_P]),
     "pw_plan_begin": (_P, [_P, c.POINTER(Options)]),
-    "pw_plan_value": (c.c_int, [_P, c.c_int, c.c_int, c.c_int, c.c_int, _DIMS]),
-    "pw_plan_op": (
-        c.c_int,
-        [
-            _P,
-            c.c_char_p,
-            c.c_char_p,
-            c.c_int,
-            c.POINTER(c.c_int),
-            c.c_int,
-            c.POINTER(c.c_int),
-            c.c_int,
-            c.POINTER(Attr),
-        ],
-    ),
-    "pw_plan_output": (c.c_int, [_P, c.c_int, c.c_int]),
+    "pw_plan_make": (c.c_int, [_P, _P, c.c_int64, c.c_char_p, c.c_int64, _P, c.c_int64]),
     "pw_plan_finish": (c.c_int, [_P]),
     "pw_plan_free": (None, [_P]),
     "pw_plan_run": (c.c_int, [_P, c.POINTER(_P), c.POINTER(_P)]),
@@ -93,6 +64,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pw_plan_arena_bytes": (c.c_int64, [_P]),
     "pw_measure_macs": (c.c_double, [c.c_int, c.c_int, c.c_int, c.c_double]),
     "pw_measure_reads": (c.c_double, [c.c_int, c.c_int64, c.c_int, c.c_double]),
+    "pw_sha256": (c.c_int, [c.c_int, c.POINTER(_P), _DIMS, c.c_char_p]),
     "pw_fake_quantize": (
         c.c_int,
         [c.c_int, _P, _P, c.c_int64, c.c_int64, _P, _P, c.c_float, c.c_float, c.c_int],
@@ -104,15 +76,15 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-def find() -> Path | None:
+def place() -> str | None:
     """Path of the library: `PENNYWEIGHT_LIBRARY`, or beside the installed package; None if there is none."""
     if named := os.environ.get("PENNYWEIGHT_LIBRARY"):
-        return Path(named)
+        return named
     import pennyweight
 
     for folder in pennyweight.__path__:
-        path = Path(folder) / "lib" / _NAME
-        if path.exists():
+        path = f"{folder}/lib/{_NAME}"
+        if os.path.exists(path):  # noqa: PTH110 (pathlib would cost three milliseconds of the start)
             return path
     return None
 
@@ -124,26 +96,26 @@ def load() -> Any:
     Raises:
         KernelError: if it is missing, cannot be loaded, or is of another version than this package.
     """
-    path = find()
+    path = place()
     if path is None:
         raise KernelError(
             "libpennyweight is not installed",
             hint="Install the package with a C++ compiler at hand (pip install .), or set PENNYWEIGHT_LIBRARY.",
         )
     try:
-        library = c.CDLL(str(path))
+        library = c.CDLL(path)
     except OSError as error:
-        raise KernelError(f"libpennyweight cannot be loaded: {error}", site=str(path)) from error
+        raise KernelError(f"libpennyweight cannot be loaded: {error}", site=path) from error
     try:
         version = library.pw_abi_version()
         for name, (result, arguments) in _PROTOTYPES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except AttributeError as error:
-        raise KernelError(f"this is no libpennyweight of this package: {error}", site=str(path)) from error
+        raise KernelError(f"this is no libpennyweight of this package: {error}", site=path) from error
     if version != ABI:
         raise KernelError(
-            f"libpennyweight has version {version} of its interface, this package wants {ABI}", site=str(path)
+            f"libpennyweight has version {version} of its interface, this package wants {ABI}", site=path
         )
     return library
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pennyweight.errors import InputError, KernelError, VerifyError, nearest
 from pennyweight.program.bounds import check_sizes
-from pennyweight.program.ir import Array, Dim, Program, numpy_dtype
+from pennyweight.program.ir import Array, Dim, Program, TensorType, numpy_dtype
 from pennyweight.program.verify import infer
 from pennyweight.runtime.format import read
 
@@ -45,6 +45,9 @@ class Reference:
         from pennyweight.program.interpret import interpret
 
         return interpret(self.program, inputs)
+
+    def plan_for(self, shapes: tuple[tuple[int, ...], ...], types: Mapping[str, TensorType]) -> None:
+        """There is nothing to plan."""
 
     def steps(self, inputs: Mapping[str, Array]) -> list[dict[str, Any]]:
         """What runs, in order: op, site, kernel. Multiply-adds and bytes are not counted here."""
@@ -93,6 +96,7 @@ class Session:
         self.threads = threads
         self._ports = [(name, numpy_dtype(kind.dtype), kind) for name, kind in program.inputs.items()]
         self._fits: set[tuple[tuple[int, ...], ...]] = set()
+        self._passed = False  # whether the program's sizes have been checked, for some inputs
         self.backend, self.note, self.engine = _engine(program, backend, threads, plans)
 
     # -- what it takes and gives --------------------------------------------------------------------------------
@@ -206,7 +210,8 @@ class Session:
         """Bind the symbols and infer every type at these sizes, so that no kernel meets a size it was not made for."""
         symbols = self.program.bind(shapes)
         try:
-            check_sizes(self.program, infer(self.program, symbols))
+            types = infer(self.program, symbols)
+            check_sizes(self.program, types, again=self._passed)
         except VerifyError as error:
             made = ", ".join(f"{k} = {v}" for k, v in self.program.symbols.items()) or "fixed sizes"
             raise InputError(
@@ -215,6 +220,8 @@ class Session:
                 shapes=", ".join(f"{n} {s}" for n, s in shapes.items()),
                 hint=f"It was made with {made}.",
             ) from error
+        self._passed = True
+        self.engine.plan_for(tuple(shapes.values()), types)  # the types are at hand now
 
     def _nested(self, tree: Any, values: list[Array]) -> Any:
         if isinstance(tree, dict):
@@ -257,4 +264,6 @@ def load(
         OSError: if it cannot be opened.
         KernelError: see `Session`.
     """
-    return Session(read(path, check_sum=check_sum), backend=backend, threads=threads)
+    session = Session(read(path, check_sum=check_sum), backend=backend, threads=threads)
+    session._passed = True
+    return session

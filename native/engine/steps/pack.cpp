@@ -1,0 +1,58 @@
+// Integer weights in the order that the products read.
+#include <cstring>
+
+#include "engine/steps/product.h"
+
+namespace pw {
+namespace {
+
+// [channels, taps] to [taps, channels]; the number of taps known to the compiler where it is common.
+template <int kTaps>
+void taps_first(const int8_t* from, int64_t channels, int64_t taps, int8_t* to) {
+  const int64_t n = kTaps ? kTaps : taps;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t t = 0; t < n; ++t) to[t * channels + c] = from[c * n + t];
+}
+
+}  // namespace
+
+Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len,
+                    int64_t n_stride, int k_align, int64_t taps) {
+  const int64_t seg_pad = (seg_len + k_align - 1) / k_align * k_align;
+  const int64_t blocks = (n + 15) / 16;
+  Packed p;
+  p.block = int64_t(segments.size()) * seg_pad * 16;
+  p.codes = Buffer(blocks * p.block);
+  p.colsum.assign(size_t((n + 63) / 64 * 64), 0);
+  int8_t* out = p.codes.as<int8_t>();
+  if (n % 16) std::memset(out + (blocks - 1) * p.block, 0, size_t(p.block));
+  std::vector<int8_t> turned(size_t(taps > 1 ? n_stride : 0));
+  for (int64_t column = 0; column < n; ++column) {
+    int8_t* b = out + column / 16 * p.block + column % 16 * 4;  // four codes here, the next four 64 bytes on
+    const int8_t* codes = w + column * n_stride;
+    if (taps > 1) {
+      const auto turn = taps == 9 ? taps_first<9> : taps == 49 ? taps_first<49> : taps_first<0>;
+      turn(codes, n_stride / taps, taps, turned.data());
+      codes = turned.data();
+    }
+    int32_t sum = 0;
+    for (int64_t segment : segments) {
+      const int8_t* from = codes + segment;
+      for (int64_t k = 0; k < seg_len; ++k) sum += from[k];
+      int64_t k = 0;
+      for (; k + 4 <= seg_len; k += 4) std::memcpy(b + k * 16, from + k, 4);
+      if (k < seg_len) {
+        int8_t rest[4] = {};
+        std::memcpy(rest, from + k, size_t(seg_len - k));
+        std::memcpy(b + k * 16, rest, 4);
+        k += 4;
+      }
+      for (; k < seg_pad; k += 4) std::memset(b + k * 16, 0, 4);
+      b += seg_pad * 16;
+    }
+    p.colsum[size_t(column)] = sum;
+  }
+  return p;
+}
+
+}  // namespace pw
