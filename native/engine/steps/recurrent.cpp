@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kUnits = 16;            // of a block
 constexpr int64_t kShare = 256 * 1024;    // bytes of weights a step that make another thread worth the waiting
+constexpr int64_t kTileRows = 4;          // from here on tiles are faster; below, vectors read the weights sooner
 constexpr int64_t kChunk = 128;           // rows of inputs multiplied at once
 
 int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -38,6 +39,7 @@ struct Codes {
 // product(x) = float32(acc) * sx * sw + b, its columns in the order of LstmArgs.
 struct Product {
   const Kernels* kernels;
+  GemmFn gemm;
   std::shared_ptr<const Packed> packed;
   std::vector<int32_t> bias;
   std::vector<float> scale, bias_f32;
@@ -83,7 +85,7 @@ struct Product {
     g.c_offset = y_at;
     g.r_offset = y_at;
     g.epilogue = &e;
-    kernels->gemm(g);
+    gemm(g);
   }
 };
 
@@ -102,6 +104,7 @@ Product product_of(const Plan& plan, const OpNode& op, int64_t gates, int weight
   const int64_t hidden = w.dims[0] / gates, columns = padded(hidden, kUnits) * gates;
   Product p;
   p.kernels = plan.kernels;
+  p.gemm = plan.kernels->gemm;
   p.k = w.dims[1];
   p.k_pad = padded(p.k, plan.k_align());
   const int8_t* codes = static_cast<const int8_t*>(plan.constant(op.in[size_t(weight)]).data);
@@ -272,6 +275,8 @@ void build(Builder& b, int number, bool lstm) {
   step->from_state = product_of(plan, op, step->gates, 3 + s, 4 + s, 6 + s);
   step->steps = x.dims[0];
   step->rows = x.dims[1];
+  // weights packed for tiles are read by vectors too
+  if (plan.kernels->isa == kAmx && step->rows < kTileRows) step->from_state.gemm = kernels_for(kAvx512).gemm;
   step->hidden = step->from_state.k;
   step->x = op.in[0];
   step->h0 = op.in[1];
