@@ -121,7 +121,10 @@ def convolution(channels: int, size: int, signs: bool) -> Program:
     """3 x 3 from floats to floats, channels last, packing or rounding included."""
     c = channels
     window = {"stride": [1, 1], "pads": [1, 1, 1, 1], "dilation": [1, 1], "groups": 1}
-    constants = {"m": Constant("f32", np.full(c, 1e-3, np.float32)), "t": Constant("f32", np.zeros(1, np.float32))}
+    constants = {
+        "m": Constant("f32", np.full(c, 1e-3, np.float32)),
+        "t": Constant("f32", np.zeros(1, np.float32)),
+    }
     if signs:
         constants["w"] = Constant("u8", bits(c, c * 9 // 8))
         ops = [Op("sign", ("x", "t"), ("q",), {"groups": 1}),
@@ -210,7 +213,9 @@ def table(title: str, calls: Calls, seconds: float, work: float = 0.0) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", default=["product", "conv", "network"])
     parser.add_argument("--isa", default="")
     parser.add_argument("--threads", type=int, default=2)
@@ -228,7 +233,9 @@ def main() -> None:
             table(f"3 x 3, {channels} at {size} x {size} {where}", calls, args.seconds, work)
     if "network" in args.only:
         x = torch.randn(1, 3, 32, 32)
-        table(f"like ResNet-20 {where}", models(resnet20(), x, args.isa, args.threads, "*.conv"), args.seconds)
+        table(
+            f"like ResNet-20 {where}", models(resnet20(), x, args.isa, args.threads, "*.conv"), args.seconds
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,12 @@ def network() -> nn.Module:
     """[N, 1, 28, 28] -> [N, 10]."""
     layers: list[nn.Module] = []
     for cin, cout in ((1, 16), (16, 32), (32, 64)):
-        layers += [nn.Conv2d(cin, cout, 3, padding=1, bias=False), nn.BatchNorm2d(cout), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [
+            nn.Conv2d(cin, cout, 3, padding=1, bias=False),
+            nn.BatchNorm2d(cout),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 9, 10))
 
 
@@ -65,7 +70,9 @@ def on_engine(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]:
 
 def main() -> None:
     """Train and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--grids", nargs="+", default=["ternary", "apot4", "binary"])
     parser.add_argument("--epochs", type=int, nargs=2, default=(4, 2))
     parser.add_argument("--seed", type=int, default=0)
@@ -87,7 +94,10 @@ def main() -> None:
                      lr=0.02, amp=True, schedule=training.Schedule(), teacher=model)  # fmt: skip
         trained = accuracy(prepared, test_x, test_y)
         right, size = on_engine(pw.convert(prepared), test_x, test_y)
-        print(f"  {grid}: trained {trained:.2f}, engine {right:.2f} ({right - whole:+.2f}), {size} bytes", flush=True)
+        print(
+            f"  {grid}: trained {trained:.2f}, engine {right:.2f} ({right - whole:+.2f}), {size} bytes",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

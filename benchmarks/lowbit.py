@@ -50,7 +50,9 @@ def programs(n: int, k: int, rows: int) -> dict[str, Program]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", nargs="+", default=["5632x2048", "32000x2048", "512x512"])
     parser.add_argument("--rows", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, default=2)

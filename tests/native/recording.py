@@ -37,7 +37,9 @@ def recorded(name: str, program: Program, inputs: Mapping[str, np.ndarray], exac
     plan = engine.plan({n: a.shape for n, a in zip(program.inputs, given, strict=True)})
     results = plan.run(given)
     symbols = program.bind({n: a.shape for n, a in zip(program.inputs, given, strict=True)})
-    words, texts, reals = Sentences(program, infer(program, symbols), symbols, engine.constant_numbers).parts()
+    words, texts, reals = Sentences(
+        program, infer(program, symbols), symbols, engine.constant_numbers
+    ).parts()
     out = [text(name.encode()), numbers(int(exact), len(program.constants))]
     for constant in program.constants.values():
         shape = constant.data.shape

@@ -10,6 +10,7 @@ from pennyweight.program.ir import Constant, Op, Program, TensorType
 from pennyweight.program.verify import infer
 from pennyweight.runtime import library
 from pennyweight.runtime.engine import Engine
+from pennyweight.runtime.widen import widened
 from pennyweight.runtime.words import Sentences, constant_words
 
 
@@ -21,6 +22,12 @@ def native():
 def parts_of(program):
     constants = {name: i for i, name in enumerate(program.constants)}
     return Sentences(program, infer(program), program.symbols, constants).parts()
+
+
+@pytest.fixture(scope="module")
+def program(zoo):
+    """As an engine holds it."""
+    return widened(zoo)
 
 
 @pytest.fixture
@@ -70,20 +77,20 @@ def test_words_of_constants():
     assert constant_words(program).tolist() == [4, 2, 4, 5, 0, 0]
 
 
-def test_whole_words_are_taken(zoo, begun):
-    assert begun(*parts_of(zoo)) == 0
+def test_whole_words_are_taken(program, begun):
+    assert begun(*parts_of(program)) == 0
 
 
-def test_words_that_end_early_are_refused(zoo, begun, native):
-    words, text, reals = parts_of(zoo)
+def test_words_that_end_early_are_refused(program, begun, native):
+    words, text, reals = parts_of(program)
     codes = [begun(words[:n], text, reals) for n in range(0, words.size, 7)]
     assert codes.count(0) < len(codes) / 4  # a cut between two calls is none that could be seen
     assert begun(words[:-1], text, reals) == -1
     assert library.last_error(native) == "the words of a plan end early"
 
 
-def test_texts_and_reals_out_of_range_are_refused(zoo, begun, native):
-    words, text, reals = parts_of(zoo)
+def test_texts_and_reals_out_of_range_are_refused(program, begun, native):
+    words, text, reals = parts_of(program)
     assert begun(words, text[:40] + b"\0", reals) == -1
     assert "a text of a plan is out of range" in library.last_error(native)
     assert begun(words, text[:-1], reals) == -1
@@ -92,8 +99,8 @@ def test_texts_and_reals_out_of_range_are_refused(zoo, begun, native):
     assert "a real of a plan is out of range" in library.last_error(native)
 
 
-def test_nonsense_is_refused(zoo, begun):
-    words, text, reals = parts_of(zoo)
+def test_nonsense_is_refused(program, begun):
+    words, text, reals = parts_of(program)
     rng = np.random.default_rng(0)
     refused = 0
     for _ in range(600):
