@@ -18,7 +18,9 @@ inline void pause() {
 #endif
 }
 
-constexpr int kSpins = 3000;  // some 100 us before an idle worker gives its core back
+using Clock = std::chrono::steady_clock;
+constexpr auto kIdle = std::chrono::microseconds(500);  // before an idle worker gives its core back: waking up costs 50
+constexpr int kSpins = 64;                              // between two looks at the clock
 
 }  // namespace
 
@@ -31,7 +33,7 @@ Pool& Pool::shared(int threads) {
   return *pool;
 }
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads) : taken_(size_t(threads)), done_(size_t(threads)) {
   for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
 }
 
@@ -61,17 +63,21 @@ void Pool::release() {
 }
 
 void Pool::parallel(int tasks, Function fn, void* context) {
-  fn_ = fn;
-  context_ = context;
-  tasks_ = tasks;
-  left_.store(tasks, std::memory_order_relaxed);
   const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
-  ticket_.store(static_cast<uint64_t>(epoch) << 32, std::memory_order_release);
+  // whoever sees one of the new values sees `writing_` ahead too
+  writing_.store(epoch, std::memory_order_relaxed);
+  fn_.store(fn, std::memory_order_release);
+  context_.store(context, std::memory_order_release);
+  tasks_.store(tasks, std::memory_order_release);
   epoch_.store(epoch, std::memory_order_release);
-  take(epoch, 0);
-  int spins = 0;
-  while (left_.load(std::memory_order_acquire) > 0) {
-    pause();
+  const int mine = take({fn, context, tasks}, epoch, 0);
+  for (int spins = 0;; pause()) {
+    int done = mine;
+    for (size_t t = 1; done < tasks && t < done_.size(); ++t) {
+      const uint64_t said = done_[t].count.load(std::memory_order_acquire);
+      if (uint32_t(said >> 32) == epoch) done += int(uint32_t(said));
+    }
+    if (done == tasks) return;
     if (++spins > 4000) {  // the other thread lost its core: let it have this one
       std::this_thread::yield();
       spins = 0;
@@ -79,38 +85,54 @@ void Pool::parallel(int tasks, Function fn, void* context) {
   }
 }
 
-void Pool::take(uint32_t epoch, int thread) {
-  uint64_t ticket = ticket_.load(std::memory_order_acquire);
-  for (;;) {
-    if (static_cast<uint32_t>(ticket >> 32) != epoch) return;
-    // fn_ and friends are read only under a ticket of their own epoch: the job cannot be replaced before all its
-    // tasks are done, and this thread does one of them.
-    const int task = static_cast<int>(ticket & 0xffffffffu);
-    const int tasks = tasks_.load(std::memory_order_relaxed);
-    if (task >= tasks) return;
-    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
-    fn_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), task, thread);
-    left_.fetch_sub(1, std::memory_order_acq_rel);
-    ticket = ticket_.load(std::memory_order_acquire);
+bool Pool::read(uint32_t epoch, Job& job) const {
+  job.fn = fn_.load(std::memory_order_acquire);
+  job.context = context_.load(std::memory_order_acquire);
+  job.tasks = tasks_.load(std::memory_order_acquire);
+  return writing_.load(std::memory_order_relaxed) == epoch;
+}
+
+// A thread that is late for a job that was read whole finds all its tasks taken: the next job begins only then.
+int Pool::take(const Job& job, uint32_t epoch, int thread) {
+  const int threads = int(taken_.size());
+  int done = 0;
+  for (int i = 0, of = thread; i < threads; ++i, of = of + 1 < threads ? of + 1 : 0) {
+    const int first = int(int64_t(job.tasks) * of / threads), end = int(int64_t(job.tasks) * (of + 1) / threads);
+    if (first == end) continue;
+    std::atomic<uint64_t>& ticket = taken_[size_t(of)].ticket;
+    uint64_t seen = ticket.load(std::memory_order_acquire);
+    for (;;) {
+      const int32_t ahead = int32_t(uint32_t(seen >> 32) - epoch);
+      if (ahead > 0) return done;
+      const uint32_t taken = ahead == 0 ? uint32_t(seen) : 0;
+      if (first + int(taken) >= end) break;
+      const uint64_t mine = (uint64_t(epoch) << 32) + taken + 1;
+      if (!ticket.compare_exchange_weak(seen, mine, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      job.fn(job.context, first + int(taken), thread);
+      ++done;
+      seen = ticket.load(std::memory_order_acquire);
+    }
   }
+  return done;
 }
 
 void Pool::work(int thread) {
   uint32_t seen = 0;
   int spins = 0;
-  while (!stop_) {
+  Clock::time_point idle = Clock::now();
+  while (!stop_.load(std::memory_order_relaxed)) {
     const uint32_t epoch = epoch_.load(std::memory_order_acquire);
-    if (epoch != seen) {
+    Job job;
+    if (epoch != seen && read(epoch, job)) {
       seen = epoch;
-      take(epoch, thread);
+      const int done = take(job, epoch, thread);
+      if (done > 0) done_[size_t(thread)].count.store((uint64_t(epoch) << 32) + uint32_t(done), std::memory_order_release);
       spins = 0;
       continue;
     }
-    if (spins < kSpins) {
-      ++spins;
-      pause();
-      continue;
-    }
+    pause();
+    if (spins++ == 0) idle = Clock::now();
+    if (spins % kSpins || Clock::now() - idle < kIdle) continue;
     std::unique_lock<std::mutex> lock(mutex_);
     if (running_ && epoch_ == seen && !stop_) {
       // spun too long inside one run (a long serial step): sleep briefly, stay at hand

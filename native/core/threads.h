@@ -1,4 +1,6 @@
-// A pool of threads that a run borrows: work is handed out task by task, so that a late thread does no harm.
+// A pool of threads that a run borrows. Every thread has a range of the tasks of a job, the same part of it in every job,
+// so that what it wrote in one is in its own cache in the next; done with its own, it takes from the others', so that a
+// late thread does no harm.
 #pragma once
 
 #include <atomic>
@@ -27,21 +29,36 @@ class Pool {
   void parallel(int tasks, Function fn, void* context);
 
  private:
+  // What two threads write lies on two cache lines (and their neighbours, which are fetched in pairs).
+  static constexpr int kLine = 128;
+  struct alignas(kLine) Taken {  // of a thread's range: epoch in the high half, number of tasks taken in the low half
+    std::atomic<uint64_t> ticket{0};
+  };
+  struct alignas(kLine) Done {  // by a thread: epoch in the high half, number of tasks in the low half
+    std::atomic<uint64_t> count{0};
+  };
+  struct Job {
+    Function fn;
+    void* context;
+    int tasks;
+  };
+
   void work(int thread);
-  void take(uint32_t epoch, int thread);
+  int take(const Job& job, uint32_t epoch, int thread);
+  bool read(uint32_t epoch, Job& job) const;
 
   std::vector<std::thread> workers_;
+  std::vector<Taken> taken_;
+  std::vector<Done> done_;
   std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
   std::atomic<bool> stop_{false};
   std::atomic<bool> running_{false};  // between acquire and release: workers spin
   std::mutex mutex_;
   std::condition_variable wake_;
 
-  // The job: a ticket is epoch in the high half and next task in the low half, so that a late thread cannot take
-  // a task of a job that it has not seen.
-  std::atomic<uint64_t> ticket_{0};
-  std::atomic<int> left_{0};
-  std::atomic<uint32_t> epoch_{0};
+  // The job, under its number. It is being written while `writing_` is ahead of `epoch_`.
+  alignas(kLine) std::atomic<uint32_t> epoch_{0};
+  std::atomic<uint32_t> writing_{0};
   std::atomic<Function> fn_{nullptr};
   std::atomic<void*> context_{nullptr};
   std::atomic<int> tasks_{0};

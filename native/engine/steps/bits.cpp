@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "engine/layout.h"
+#include "engine/pieces.h"
 #include "engine/steps/epilogue.h"
 #include "engine/steps/geometry.h"
 #include "engine/steps/signs.h"
@@ -55,7 +56,9 @@ struct BitStep : Step {
   std::vector<int64_t> segments;
   int seg_words = 1;
   uint32_t last_word = ~0u;
-  int64_t n = 0, rows = 0, row_chunk = 0, column_chunk = 0, row_tasks = 1, column_tasks = 1;
+  int64_t n = 0, rows = 0;
+  bool by_columns = false;
+  Pieces pieces;                   // of the columns or the rows
   std::shared_ptr<const std::vector<int32_t>> base;
   // the result as bits, by thresholds on the accumulators
   std::vector<int32_t> threshold;
@@ -67,9 +70,8 @@ struct BitStep : Step {
   int64_t s_step[4] = {};
 
   void run(const Run& r, int task, int) const override {
-    const int64_t row_task = task % row_tasks, column_task = task / row_tasks;
-    const int64_t m0 = row_task * row_chunk, m1 = std::min(rows, m0 + row_chunk);
-    const int64_t n0 = column_task * column_chunk, n1 = std::min(n, n0 + column_chunk);
+    const int64_t m0 = by_columns ? 0 : pieces.first(task), m1 = by_columns ? rows : pieces.end(task);
+    const int64_t n0 = by_columns ? pieces.first(task) : 0, n1 = by_columns ? pieces.end(task) : n;
     const bool bits = !threshold.empty();
     const Epilogue e = tail.at(r);
     BitGemmArgs g;
@@ -155,21 +157,12 @@ struct BitStep : Step {
 
 // Splits rows and columns among tasks. depth: bits of K.
 void share(BitStep& s, int threads, int64_t depth) {
-  s.row_chunk = s.rows;
-  s.column_chunk = s.n;
   const int64_t work = s.rows * s.n * depth / 32;
-  if (threads > 1 && work > 100000) {
-    if (s.signs_value < 0 && s.n > s.rows && s.n >= 64 * threads) {
-      const int64_t pieces = std::min<int64_t>(s.n / 64, threads * 2);
-      s.column_chunk = ((s.n + pieces - 1) / pieces + 63) / 64 * 64;
-    } else {
-      const int64_t pieces = std::min<int64_t>(std::max<int64_t>(s.rows / 24, 1), work > 1000000 ? threads * 4 : threads);
-      s.row_chunk = ((s.rows + pieces - 1) / pieces + 11) / 12 * 12;
-    }
-  }
-  s.row_tasks = (s.rows + s.row_chunk - 1) / std::max<int64_t>(s.row_chunk, 1);
-  s.column_tasks = (s.n + s.column_chunk - 1) / std::max<int64_t>(s.column_chunk, 1);
-  s.tasks = int(s.row_tasks * s.column_tasks);
+  const int parts = threads > 1 && work > 100000 ? threads : 1;
+  const int pieces = parts == 1 ? 1 : pieces_of(double(work) / parts / 12e3);
+  s.by_columns = s.signs_value < 0 && s.n > 4 * s.rows && s.n >= 64 * parts;
+  s.pieces = s.by_columns ? cut(s.n, parts, pieces, 64, 64) : cut(s.rows, parts, pieces, 1, 12);
+  s.tasks = s.pieces.tasks();
 }
 
 // The op's own results as bits: a `sign` that alone reads the accumulators.

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "engine/pieces.h"
 #include "engine/steps/epilogue.h"
 #include "engine/steps/geometry.h"
 #include "engine/steps/product.h"
@@ -27,13 +28,13 @@ struct GemmStep : Step {
   int64_t n;                       // columns
   int64_t b_base = 0;              // bytes into the packed weights
   bool flat = false;               // rows run over the padding on the right too; those results are not stored
-  int64_t rows = 0, row_chunk = 0, column_chunk = 0, row_tasks = 1, column_tasks = 1;
-  const char* op_kernel;
+  int64_t rows = 0;
+  bool by_columns = false;
+  Pieces pieces;                   // of the columns or the rows
 
   void run(const Run& r, int task, int) const override {
-    const int64_t row_task = task % row_tasks, column_task = task / row_tasks;
-    const int64_t m0 = row_task * row_chunk, m1 = std::min(rows, m0 + row_chunk);
-    const int64_t n0 = column_task * column_chunk, n1 = std::min(n, n0 + column_chunk);
+    const int64_t m0 = by_columns ? 0 : pieces.first(task), m1 = by_columns ? rows : pieces.end(task);
+    const int64_t n0 = by_columns ? pieces.first(task) : 0, n1 = by_columns ? pieces.end(task) : n;
     const Epilogue e = tail.at(r);
     GemmArgs g;
     g.a = r.at<uint8_t>(x) + x_base;
@@ -98,27 +99,17 @@ struct GemmStep : Step {
   int64_t valid_columns = 0;
 };
 
-// Splits rows and columns among tasks: whichever reads less, in pieces that leave room to balance.
-void share(GemmStep& s, int threads, int64_t k) {
-  s.row_chunk = s.rows;
-  s.column_chunk = s.n;
+// Splits rows or columns among the threads: columns where weights, which all threads would read, are more than what goes
+// in and out, of which a half would come from another's cache. `moved`: bytes in and out.
+void share(GemmStep& s, const Plan& plan, int64_t k, int64_t moved) {
   const int64_t work = s.rows * s.n * k;
-  if (threads > 1 && work > 200000) {
-    const int64_t weights = s.n * k, activations = s.rows * k;
-    const bool by_columns = weights > activations && s.n >= 64 * threads;
-    if (by_columns) {
-      const int64_t pieces = std::min<int64_t>(s.n / 64, work > 8000000 ? threads * 2 : threads);
-      s.column_chunk = ((s.n + pieces - 1) / pieces + 63) / 64 * 64;
-    } else {
-      const int64_t pieces = std::min<int64_t>(std::max<int64_t>(s.rows / 32, 1), work > 4000000 ? threads * 4 : threads);
-      s.row_chunk = (s.rows + pieces - 1) / pieces;
-      if (s.row_chunk > 96) s.row_chunk = (s.row_chunk + 95) / 96 * 96;
-      else if (s.row_chunk > 32) s.row_chunk = (s.row_chunk + 31) / 32 * 32;
-    }
-  }
-  s.row_tasks = (s.rows + s.row_chunk - 1) / std::max<int64_t>(s.row_chunk, 1);
-  s.column_tasks = (s.n + s.column_chunk - 1) / std::max<int64_t>(s.column_chunk, 1);
-  s.tasks = int(s.row_tasks * s.column_tasks);
+  const bool alone = plan.threads == 1 || work <= 200000;
+  const int parts = alone ? 1 : plan.threads;
+  const double per_us = plan.kernels->isa == kAmx ? 300e3 : 100e3;
+  const int pieces = alone ? 1 : pieces_of(double(work) / parts / per_us);
+  s.by_columns = s.n * k > 3 * moved && s.n >= 64 * parts;
+  s.pieces = s.by_columns ? cut(s.n, parts, pieces, 32, 64) : cut(s.rows, parts, pieces, 1, 32);
+  s.tasks = s.pieces.tasks();
 }
 
 }  // namespace
@@ -178,7 +169,8 @@ struct DepthwiseStep : Step {
   int x;
   Geometry g;
   Steps4 xs, ys, rs;
-  int64_t x_base, rows_per_task, pixels = 1;
+  int64_t x_base, pixels = 1;
+  Pieces pieces;                   // of the rows of all images
 
   void run(const Run& r, int task, int) const override {
     const Epilogue e = tail.at(r);
@@ -200,8 +192,8 @@ struct DepthwiseStep : Step {
     d.result_row = g.stride[1] * xs.axis[1];
     d.y_row = ys.axis[1];
     d.r_row = rs.axis[1];
-    const int64_t end = std::min(g.batch * g.out[1], (task + 1) * rows_per_task);
-    for (int64_t row = task * rows_per_task; row < end; row += d.rows) {
+    const int64_t end = pieces.end(task);
+    for (int64_t row = pieces.first(task); row < end; row += d.rows) {
       const int64_t image = row / g.out[1], oy = row % g.out[1];
       d.rows = int(std::min(end - row, g.out[1] - oy));
       d.x = r.at<uint8_t>(x) + x_base + image * xs.image + oy * g.stride[1] * xs.axis[1];
@@ -271,9 +263,10 @@ void build_depthwise(Builder& b, const OpNode& op, Tail tail, const Geometry& g,
   describe(*step, plan, step->tail, op, x);
   step->macs = g.rows() * g.in_channels * g.kernel[1] * g.kernel[2];
   const int64_t rows = g.batch * g.out[1];
-  const int64_t pieces = plan.threads > 1 && step->macs > 100000 ? std::min<int64_t>(rows, plan.threads * 4) : 1;
-  step->rows_per_task = (rows + pieces - 1) / std::max<int64_t>(pieces, 1);
-  step->tasks = int((rows + step->rows_per_task - 1) / std::max<int64_t>(step->rows_per_task, 1));
+  const bool alone = plan.threads == 1 || step->macs <= 100000;
+  const int pieces = alone ? 1 : pieces_of(double(step->macs) / plan.threads / 100e3);
+  step->pieces = cut(rows, alone ? 1 : plan.threads, pieces, 1, 1);
+  step->tasks = step->pieces.tasks();
   b.add(std::move(step));
 }
 
@@ -376,8 +369,8 @@ void build_conv(Builder& b, int number) {
       step->count[3] = pitch;
     }
     step->rows = step->count[0] * step->count[1] * step->count[2] * step->count[3];
-    share(*step, plan.threads, seg_len * int64_t(x_segments.size()));
     describe(*step, plan, step->tail, op, x);
+    share(*step, plan, seg_len * int64_t(x_segments.size()), step->bytes - plan.values[op.in[1]].count());
     step->macs = g.rows() * columns * channels * kernel;
     b.add(std::move(step));
   }
@@ -433,8 +426,8 @@ void build_linear(Builder& b, int number) {
     }
   }
   step->rows = rows;
-  share(*step, plan.threads, k);
   describe(*step, plan, step->tail, op, x);
+  share(*step, plan, k, step->bytes - n * k);
   step->macs = rows * n * k;
   b.add(std::move(step));
 }

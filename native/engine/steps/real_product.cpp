@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/pieces.h"
 #include "engine/steps/geometry.h"
 #include "engine/steps/real_matrix.h"
 #include "engine/steps/real_tail.h"
@@ -107,15 +108,16 @@ struct FloatGemmStep : Step {
   // rows in nested loops: image, three spatial axes; all in elements
   int64_t count[4] = {1, 1, 1, 1}, x_step[4] = {}, y_step[4] = {}, r_step[4] = {};
   int64_t x_base = 0, group_channels = 0;
-  int64_t rows = 0, n = 0, column_chunk = 0, row_chunk = 0, row_tasks = 1, column_tasks = 1;
+  int64_t rows = 0, n = 0;
+  bool by_columns = false;
+  Pieces pieces;                   // of the columns or the rows of a group
   std::vector<int64_t> segments;
   int seg_len = 0;
 
   void run(const Run& r, int task, int thread) const override {
-    const int64_t row_task = task % row_tasks, column_task = task / row_tasks % column_tasks;
-    const int64_t group = task / row_tasks / column_tasks;
-    const int64_t n0 = column_task * column_chunk, n1 = std::min(n, n0 + column_chunk);
-    const int64_t m0 = row_task * row_chunk, m1 = std::min(rows, m0 + row_chunk);
+    const int64_t group = task / pieces.tasks(), of = task % pieces.tasks();
+    const int64_t m0 = by_columns ? 0 : pieces.first(of), m1 = by_columns ? rows : pieces.end(of);
+    const int64_t n0 = by_columns ? pieces.first(of) : 0, n1 = by_columns ? pieces.end(of) : n;
     constexpr int kRows = 224;
     int64_t x_at[kRows], y_at[kRows], r_at[kRows], w_at[kRows];
     const Packed& w = *packed[size_t(group)];
@@ -132,7 +134,7 @@ struct FloatGemmStep : Step {
       const int64_t k = std::min<int64_t>(most, m1 - m);
       offsets(m, k, x_at, y_at, r_at);
       if (waiting)
-        for (int64_t i = 0; i < k; ++i) w_at[i] = i * column_chunk;
+        for (int64_t i = 0; i < k; ++i) w_at[i] = i * (n1 - n0);
       char* to = waiting ? reinterpret_cast<char*>(waiting) : c;
       const int64_t* at = waiting ? w_at : y_at;
       if (half_fn) {
@@ -224,21 +226,19 @@ struct FloatGemmStep : Step {
 // Splits rows and columns among tasks: whichever reads less, in pieces that leave room to balance. `row_bytes`: of new
 // activations a row.
 void share(FloatGemmStep& s, int threads, int64_t k, int64_t row_bytes) {
-  s.row_chunk = s.rows;
-  s.column_chunk = s.n;
   const int64_t work = s.rows * s.n * k, groups = int64_t(s.packed.size());
   const int64_t cached = std::max<int64_t>(56, kCached / std::max<int64_t>(row_bytes, 1) / 14 * 14);
-  if (threads > 1 && work > 100000 && groups < 2 * threads) {
-    const bool by_columns = s.n * k > s.rows * row_bytes / 4 && s.n >= 32 * threads;
-    const int64_t pieces = work > 4000000 ? threads * 4 : threads;
-    if (by_columns) s.column_chunk = padded((s.n + pieces - 1) / pieces, 32);
-    else if (s.rows >= 14 * threads) s.row_chunk = padded((s.rows + pieces - 1) / pieces, 14);
+  const int parts = threads > 1 && work > 100000 && groups < 2 * threads ? threads : 1;
+  const int pieces = parts == 1 ? 1 : pieces_of(double(work) / parts / 50e3);
+  s.by_columns = parts > 1 && s.n * k > 2 * s.rows * (row_bytes / (s.half_fn ? 2 : 4) + s.n) && s.n >= 32 * parts;
+  if (s.by_columns) {
+    s.pieces = cut(s.n, parts, pieces, 32, 32);
+  } else {
+    const int few = s.rows >= 14 * parts ? parts : 1;
+    s.pieces = cut(s.rows, few, std::max(pieces, int((s.rows / few + cached - 1) / cached)), 1, 14);
   }
-  s.row_chunk = std::min(s.row_chunk, cached);
-  if (s.narrow) s.scratch = kAfterRows * s.column_chunk * 4;
-  s.row_tasks = (s.rows + s.row_chunk - 1) / s.row_chunk;
-  s.column_tasks = (s.n + s.column_chunk - 1) / s.column_chunk;
-  s.tasks = int(groups * s.row_tasks * s.column_tasks);
+  if (s.narrow) s.scratch = kAfterRows * (s.by_columns ? s.pieces.piece : s.n) * 4;
+  s.tasks = int(groups * s.pieces.tasks());
 }
 
 struct FloatDepthwiseStep : Step {
@@ -248,7 +248,8 @@ struct FloatDepthwiseStep : Step {
   int x;
   Geometry g;
   Steps4 xs, ys, rs;
-  int64_t x_base, rows_per_task;
+  int64_t x_base;
+  Pieces pieces;                   // of the rows of all images
   bool x_bf16 = false;
   ConvertFn narrow = nullptr;
 
@@ -269,8 +270,7 @@ struct FloatDepthwiseStep : Step {
     if (narrow) d.tail.out_bf16 = false;
     std::vector<int64_t> r_at(size_t(g.out[2]));
     d.tail.r_offset = r_at.data();
-    const int64_t rows = g.batch * g.out[1];
-    for (int64_t row = task * rows_per_task; row < std::min(rows, (task + 1) * rows_per_task); ++row) {
+    for (int64_t row = pieces.first(task); row < pieces.end(task); ++row) {
       const int64_t image = row / g.out[1], oy = row % g.out[1];
       d.x = r.at<char>(x) + (x_base + image * xs.image + oy * g.stride[1] * xs.axis[1]) * (x_bf16 ? 2 : 4);
       char* y = r.at<char>(tail.result) + (image * ys.image + oy * ys.axis[1]) * size;
@@ -325,9 +325,10 @@ void build_depthwise(Builder& b, const OpNode& op, FloatTail tail, const Geometr
   step->x_base = -(g.begin[1] * step->xs.axis[1] + g.begin[2] * step->xs.axis[2]);
   const int64_t rows = g.batch * g.out[1];
   step->macs = g.rows() * g.in_channels * kernel;
-  const int64_t pieces = plan.threads > 1 && step->macs > 50000 ? std::min<int64_t>(rows, plan.threads * 4) : 1;
-  step->rows_per_task = (rows + pieces - 1) / pieces;
-  step->tasks = int((rows + step->rows_per_task - 1) / step->rows_per_task);
+  const bool alone = plan.threads == 1 || step->macs <= 50000;
+  const int pieces = alone ? 1 : pieces_of(double(step->macs) / plan.threads / 25e3);
+  step->pieces = cut(rows, alone ? 1 : plan.threads, pieces, 1, 1);
+  step->tasks = step->pieces.tasks();
   describe(*step, plan, op, tail, x, plan.kernels->row[half ? k_depthwise_bf16 : k_depthwise_f32]);
   step->tail = std::move(tail);
   b.add(std::move(step));
