@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define PW_API __attribute__((visibility("default")))
-#define PW_ABI 3
+#define PW_ABI 4
 
 typedef struct pw_model pw_model;
 typedef struct pw_plan pw_plan;
@@ -105,8 +105,11 @@ PW_API int64_t pw_model_packed_bytes(const pw_model*);
 PW_API double pw_measure_macs(int isa, int kind, int threads, double seconds);
 PW_API double pw_measure_reads(int isa, int64_t bytes, int threads, double seconds);
 
-/* SHA-256 of buffers one behind the other, 32 bytes. -1 where the processor has no instructions for it. */
-PW_API int pw_sha256(int count, const void* const* data, const int64_t* sizes, uint8_t* digest);
+/* SHA-256 of buffers one behind the other, on a thread of its own: the buffers are read until pw_sha256_end, which waits
+ * and writes 32 bytes, or gives up where `digest` is null. Null where the processor has no instructions for it. */
+typedef struct pw_digest pw_digest;
+PW_API pw_digest* pw_sha256_begin(int count, const void* const* data, const int64_t* sizes);
+PW_API void pw_sha256_end(pw_digest* d, uint8_t* digest);
 
 /* Rounding in training: x [rows, cols] of PW_F32 or PW_BF16, one scale (positive) and zero point (or NULL) per row.
  * y = (clamp(rint(x * r) + z, lo, hi) - z) * s, r = 1 / s. */

@@ -1,6 +1,7 @@
 // SHA-256 (FIPS 180-4) on the instructions for it: the checksum of a model's file at the speed of its memory.
 #include "core/sha256.h"
 
+#include <algorithm>
 #include <cstring>
 
 #if defined(__x86_64__)
@@ -71,10 +72,17 @@ bool supported() {
 
 }  // namespace
 
-bool sha256(int count, const void* const* data, const int64_t* sizes, uint8_t* digest) {
+bool can_sha256() {
 #if defined(__x86_64__)
   static const bool can = supported();
-  if (!can) return false;
+  return can;
+#else
+  return false;
+#endif
+}
+
+void sha256(int count, const void* const* data, const int64_t* sizes, uint8_t* digest, const std::atomic<bool>& stop) {
+#if defined(__x86_64__)
   State state = initial();
   uint8_t rest[128];  // what is not yet a block; at the end the padding too
   int64_t held = 0, total = 0;
@@ -90,7 +98,11 @@ bool sha256(int count, const void* const* data, const int64_t* sizes, uint8_t* d
       blocks(state, rest, 1);
       held = 0;
     }
-    blocks(state, at, left / 64);
+    constexpr int64_t kPiece = 1 << 14;
+    for (int64_t done = 0; done < left / 64; done += kPiece) {
+      if (stop.load(std::memory_order_relaxed)) return;
+      blocks(state, at + done * 64, std::min(kPiece, left / 64 - done));
+    }
     held = left % 64;
     if (held > 0) std::memcpy(rest, at + left - held, size_t(held));
   }
@@ -104,9 +116,6 @@ bool sha256(int count, const void* const* data, const int64_t* sizes, uint8_t* d
   std::memcpy(cdgh, &state.cdgh, 16);
   const uint32_t words[8] = {abef[3], abef[2], cdgh[3], cdgh[2], abef[1], abef[0], cdgh[1], cdgh[0]};
   for (int i = 0; i < 32; ++i) digest[i] = uint8_t(words[i / 4] >> (24 - 8 * (i % 4)));
-  return true;
-#else
-  return false;
 #endif
 }
 

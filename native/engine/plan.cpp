@@ -1,5 +1,6 @@
 #include "engine/plan.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #if defined(__linux__)
@@ -25,22 +26,64 @@ std::string dims_text(const std::vector<int64_t>& dims) {
   return out + "]";
 }
 
+namespace {
+constexpr int64_t kPage = int64_t(2) << 20;
+thread_local Slab* slab_now = nullptr;
+}  // namespace
+
+Slab::Scope::Scope(Slab& slab, int64_t expected) {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // (which watch what is allocated by itself)
+  slab.expected_ = expected;
+  slab_now = &slab;
+#endif
+}
+
+Slab::Scope::~Scope() { slab_now = nullptr; }
+
+bool Slab::take(int64_t bytes, Buffer& into) {
+  Slab* s = slab_now;
+  if (!s || bytes >= kPage || s->expected_ < kPage / 2) return false;
+  const int64_t size = (bytes + 63) / 64 * 64;
+  if (!s->block_ || s->used_ + size > s->block_->bytes_) {
+    slab_now = nullptr;
+    s->block_ = std::make_shared<Buffer>(std::clamp(s->expected_ * 9 / 8, kPage, 8 * kPage) / kPage * kPage - kSlack);
+    s->used_ = 0;
+    slab_now = s;
+  }
+  into.data_ = s->block_->as<char>() + s->used_;
+  into.part_of_ = s->block_;
+  s->used_ += size;
+  return true;
+}
+
+int64_t Model::small_bytes() const {
+  int64_t sum = 0;
+  for (const Constant& c : constants) {
+    const int64_t bytes = c.count() * dtype_size(c.dtype);
+    if (bytes < kPage) sum += bytes;
+  }
+  return sum;
+}
+
 Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
-  const int64_t page = int64_t(2) << 20;
-  const int64_t align = bytes >= page ? page : 64;
+  if (Slab::take(bytes, *this)) return;
+  const int64_t align = bytes >= kPage / 2 ? kPage : 64;
   const int64_t size = (bytes + kSlack + align - 1) / align * align;
   data_ = std::aligned_alloc(size_t(align), size_t(size));
   if (!data_) fail("out of memory: " + std::to_string(bytes) + " bytes");
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (align == page) madvise(data_, size_t(size), MADV_HUGEPAGE);
+  if (align == kPage) madvise(data_, size_t(size), MADV_HUGEPAGE);
 #endif
 }
 
-Buffer::~Buffer() { std::free(data_); }
+Buffer::~Buffer() {
+  if (!part_of_) std::free(data_);
+}
 
 Buffer& Buffer::operator=(Buffer&& o) noexcept {
   std::swap(data_, o.data_);
   std::swap(bytes_, o.bytes_);
+  std::swap(part_of_, o.part_of_);
   return *this;
 }
 

@@ -34,17 +34,35 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(int64_t bytes);
   ~Buffer();
-  Buffer(Buffer&& o) noexcept : data_(o.data_), bytes_(o.bytes_) { o.data_ = nullptr; }
+  Buffer(Buffer&& o) noexcept : data_(o.data_), bytes_(o.bytes_), part_of_(std::move(o.part_of_)) { o.data_ = nullptr; }
   Buffer& operator=(Buffer&& o) noexcept;
   template <class T>
   T* as() const { return static_cast<T*>(data_); }
   int64_t bytes() const { return bytes_; }
 
  private:
+  friend class Slab;
   void* data_ = nullptr;
   int64_t bytes_ = 0;
+  std::shared_ptr<Buffer> part_of_;
 };
 constexpr int64_t kSlack = 4096;  // what a kernel may read beyond a tensor
+
+// Many small buffers on a few large pages: a page taken from the system costs a microsecond, whatever its size.
+class Slab {
+ public:
+  // While it lives, small buffers that this thread makes are parts of the slab; `expected` bytes of them in all.
+  class Scope {
+   public:
+    Scope(Slab& slab, int64_t expected);
+    ~Scope();
+  };
+  static bool take(int64_t bytes, Buffer& into);
+
+ private:
+  std::shared_ptr<Buffer> block_;
+  int64_t used_ = 0, expected_ = 0;
+};
 
 struct Constant {
   int dtype = 0;
@@ -69,6 +87,7 @@ class Model {
     std::lock_guard<std::mutex> lock(mutex_);
     auto& slot = cache_[key];
     if (!slot) {
+      Slab::Scope scope(slab_, small_bytes());
       slot = std::make_shared<Packed>(make());
       bytes_ += slot->codes.bytes();
     }
@@ -84,6 +103,8 @@ class Model {
   std::mutex mutex_, idle_mutex_;
   std::vector<Buffer> idle_;
   std::map<std::string, std::shared_ptr<Packed>> cache_;
+  Slab slab_;
+  int64_t small_bytes() const;
   std::atomic<int64_t> bytes_{0};
 };
 

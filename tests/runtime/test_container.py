@@ -45,9 +45,10 @@ def test_without_the_library(monkeypatch):
     assert [container.digest_of([DATA[:n]]) for n in (3, len(DATA))] == want
 
 
-@pytest.fixture(params=[0, 1 << 40], ids=["on a thread", "at once"])
+@pytest.fixture(params=["native", "python"])
 def path(request, zoo, tmp_path, monkeypatch):
-    monkeypatch.setattr(container, "BACKGROUND", request.param)
+    if request.param == "python":
+        monkeypatch.setattr(container, "_begin_native", lambda parts: (None, None))
     write_dwt(zoo, tmp_path / "a.dwt")
     return tmp_path / "a.dwt"
 
@@ -90,15 +91,6 @@ def test_many_files_at_once(path):
     assert wrong == []
 
 
-def test_what_the_thread_met_is_raised(zoo, tmp_path, monkeypatch):
-    path = tmp_path / "a.dwt"
-    write_dwt(zoo, path)
-    monkeypatch.setattr(container, "BACKGROUND", 0)
-
-    def broken(parts):
-        raise MemoryError("none left")
-
-    monkeypatch.setattr(container, "digest_of", broken)
-    _, wait = container.open_container(path)
-    with pytest.raises(MemoryError, match="none left"):
-        wait()
+def test_a_digest_that_nobody_waits_for(path):
+    for _ in range(20):
+        container.open_container(path)

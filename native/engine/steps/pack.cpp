@@ -1,6 +1,10 @@
 // Integer weights in the order that the products read.
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "engine/steps/product.h"
 
 namespace pw {
@@ -12,6 +16,21 @@ void taps_first(const int8_t* from, int64_t channels, int64_t taps, int8_t* to) 
   const int64_t n = kTaps ? kTaps : taps;
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t t = 0; t < n; ++t) to[t * channels + c] = from[c * n + t];
+}
+
+int32_t sum_of(const int8_t* codes, int64_t n) {
+  int64_t k = 0, sum = 0;
+#if defined(__SSE2__)
+  const __m128i flip = _mm_set1_epi8(-128);
+  __m128i sums = _mm_setzero_si128();
+  for (; k + 16 <= n; k += 16) {  // bytes above -128, eight to a lane
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + k));
+    sums = _mm_add_epi64(sums, _mm_sad_epu8(_mm_xor_si128(v, flip), _mm_setzero_si128()));
+  }
+  sum = _mm_cvtsi128_si64(_mm_add_epi64(sums, _mm_srli_si128(sums, 8))) - 128 * k;
+#endif
+  for (; k < n; ++k) sum += codes[k];
+  return int32_t(sum);
 }
 
 }  // namespace
@@ -38,7 +57,7 @@ Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segm
     int32_t sum = 0;
     for (int64_t segment : segments) {
       const int8_t* from = codes + segment;
-      for (int64_t k = 0; k < seg_len; ++k) sum += from[k];
+      sum += sum_of(from, seg_len);
       int64_t k = 0;
       for (; k + 4 <= seg_len; k += 4) std::memcpy(b + k * 16, from + k, 4);
       if (k < seg_len) {

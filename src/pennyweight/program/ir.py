@@ -203,17 +203,20 @@ def _walk(node: ast.expr, symbols: Mapping[str, int]) -> int:
 SIZE_ATTRS = frozenset({"shape", "starts", "stops", "pads", "size", "kernel", "repeats"})
 
 
-def resolve(attrs: Mapping[str, Any], symbols: Mapping[str, int]) -> dict[str, Any]:
-    """Attributes with every size expression evaluated."""
-    out: dict[str, Any] = {}
-    for key, value in attrs.items():
-        if key in SIZE_ATTRS and isinstance(value, list):
-            out[key] = [evaluate(v, symbols) for v in value]
-        elif key in SIZE_ATTRS and isinstance(value, str):
-            out[key] = evaluate(value, symbols)
+def resolve(attrs: dict[str, Any], symbols: Mapping[str, int]) -> dict[str, Any]:
+    """Attributes with every size expression evaluated; the same object where there is none."""
+    out: dict[str, Any] | None = None
+    for key in attrs.keys() & SIZE_ATTRS:
+        value = attrs[key]
+        if type(value) is str:
+            found: Any = evaluate(value, symbols)
+        elif type(value) is list and str in map(type, value):
+            found = [evaluate(v, symbols) for v in value]
         else:
-            out[key] = value
-    return out
+            continue
+        out = {**attrs} if out is None else out
+        out[key] = found
+    return attrs if out is None else out
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:

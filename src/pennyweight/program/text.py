@@ -194,11 +194,18 @@ def _op(entry: Any) -> Op:
     if type(entry) is not list or len(entry) != 5 or type(entry[3]) is not dict:
         raise VerifyError("an op is not [kind, inputs, outputs, attributes, site]")
     kind, inputs, outputs, attrs, site = entry
+    _listed(inputs, f"operands of {kind}", MAX_OPERANDS)
+    _listed(outputs, f"results of {kind}", MAX_OPERANDS)
+    names = [kind, site, *inputs, *outputs, *attrs]
+    if kind and all(outputs) and all(attrs) and set(map(type, names)) == {str}:
+        joined = "".join(names)
+        if len(joined) <= MAX_NAME and joined.isprintable():  # so is each of them
+            return Op(kind, tuple(inputs), tuple(outputs), attrs, site)
     _name(kind, "op")
     _name(site, "site", empty=True)
-    for name in _listed(inputs, f"operands of {kind}", MAX_OPERANDS):
+    for name in inputs:
         _name(name, f"operand of {kind}", empty=True)
-    for name in _listed(outputs, f"results of {kind}", MAX_OPERANDS):
+    for name in outputs:
         _name(name, f"result of {kind}")
     for key in attrs:
         _name(key, f"attribute of {kind}")

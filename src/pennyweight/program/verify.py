@@ -82,6 +82,8 @@ def _define(name: str, defined: set[str], what: str) -> None:
 
 def _check_attrs(kind: str, attrs: Mapping[str, Any], site: str) -> None:
     known = definitions[kind].attrs
+    if attrs.keys() == known:
+        return
     for key in attrs:
         if key not in known:
             raise VerifyError(

@@ -8,15 +8,16 @@ A deflated file is such a file inside of a zlib stream, behind `DEFLATED` and it
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import re
 import stat
 import sys
-from _thread import allocate_lock, start_new_thread
+from _thread import allocate_lock
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +31,8 @@ RANK_LIMIT = 8
 TENSORS_LIMIT = 200_000
 ALIGNMENT = 64  # of the data's beginning in the file
 CHECKSUM = "pennyweight.sha256"
-BACKGROUND = 1 << 18  # bytes from which on the checksum is worth a thread
 DEFLATED = b"DWTzlib\0"  # read as a header's length, it is beyond every limit: older readers refuse it
+_SAID = re.compile(rb'"pennyweight\.sha256" ?: ?"([0-9a-f]{64})"')
 _DENSEST = 1032  # bytes that one deflated byte can stand for (zlib's technical details)
 
 # safetensors dtype -> numpy dtype that holds it, bytes; BF16 and the 8-bit floats are held as their bits
@@ -42,8 +43,7 @@ DTYPES: dict[str, tuple[str, int]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Container:
+class Container(NamedTuple):  # (a dataclass takes half a millisecond to make, when this module is imported)
     """What a file holds.
 
     Attributes:
@@ -114,14 +114,23 @@ def open_container(
         of the file may be used before it has been called.
     """
     where = os.fspath(path)
+    sum_of = None
     try:
         view = _inflated(_mapped(where))
-        header, text, start = _header(view)
+        text, start = _header_text(view)
+        said = (
+            _SAID.search(text) if check else None
+        )  # where the header seems to say it, the sum need not wait for it
+        sum_of = _Checksum(view, text, start, said[1].decode()) if said else None
+        header = _header(text, start)
         metadata = _metadata(header.pop("__metadata__", None))
         tensors = _tensors(header, view, start)
         digest = metadata.pop(CHECKSUM, "")
-        sum_of = _Checksum(view, text, start, digest) if check else None
+        if check and (sum_of is None or sum_of.stored != digest):
+            sum_of = _Checksum(view, text, start, digest)
     except PennyweightError as error:
+        if sum_of is not None:
+            sum_of.abandon()
         raise in_file(error, where) from error
 
     def wait() -> None:
@@ -170,7 +179,7 @@ def _inflated(view: memoryview) -> memoryview:
     return memoryview(content)
 
 
-def _header(view: memoryview) -> tuple[dict[str, Any], bytes, int]:
+def _header_text(view: memoryview) -> tuple[bytes, int]:
     length = int.from_bytes(view[:8], "little")
     if length > HEADER_LIMIT:
         raise FormatError(f"the header claims {length} bytes, over the limit of {HEADER_LIMIT}")
@@ -179,6 +188,10 @@ def _header(view: memoryview) -> tuple[dict[str, Any], bytes, int]:
     text = bytes(view[8 : 8 + length])
     if text[:1] != b"{":
         raise FormatError("the header does not begin with '{'", hint="This is no .dwt or safetensors file.")
+    return text, 8 + length
+
+
+def _header(text: bytes, start: int) -> dict[str, Any]:
     try:
         header = loads(text.decode(), "header")
     except UnicodeDecodeError:
@@ -187,9 +200,9 @@ def _header(view: memoryview) -> tuple[dict[str, Any], bytes, int]:
         raise FormatError("the header is no JSON object")
     if len(header) > TENSORS_LIMIT:
         raise FormatError(f"the header lists {len(header)} tensors, over the limit of {TENSORS_LIMIT}")
-    if (8 + length) % 8:
+    if start % 8:
         raise FormatError("the data do not begin at a multiple of 8 bytes")
-    return header, text, 8 + length
+    return header
 
 
 def _metadata(value: Any) -> dict[str, str]:
@@ -260,63 +273,78 @@ class _Checksum:
         stored = digest.encode()
         if len(digest) != 64 or text.count(stored) != 1 or any(c not in "0123456789abcdef" for c in digest):
             raise FormatError(f"metadata {CHECKSUM!r} is no checksum")
-        self._stored = digest
-        self._parts = [view[:8], text.replace(stored, b"0" * 64), view[start:]]
-        self._found: str | BaseException = ""
-        self._done = allocate_lock()
-        if len(view) < BACKGROUND:
-            self._found = digest_of(self._parts)
-        else:
-            self._done.acquire()
-            start_new_thread(self._compute, ())
+        self.stored = digest
+        self._digest: _Digest | None = _Digest([view[:8], text.replace(stored, b"0" * 64), view[start:]])
+        self._found = ""
+        self._one = allocate_lock()
 
-    def _compute(self) -> None:
-        try:
-            self._found = digest_of(self._parts)
-        except BaseException as error:  # it is the waiting thread's to raise
-            self._found = error
-        finally:
-            self._done.release()
+    def abandon(self) -> None:
+        """Nobody reads the file any more when this returns, and its owner may do what they like with it."""
+        with self._one:
+            if self._digest is not None:
+                self._digest.abandon()
 
     def compare(self) -> None:
-        with self._done:
+        with self._one:
+            if self._digest is not None:
+                self._found, self._digest = self._digest.end(), None
             found = self._found
-        if isinstance(found, BaseException):
-            raise found
-        if found != self._stored:
+        if found != self.stored:
             raise FormatError(
                 "the checksum does not match: the file was altered or damaged",
-                spec=f"sha256 {found[:16]}..., stored {self._stored[:16]}...",
+                spec=f"sha256 {found[:16]}..., stored {self.stored[:16]}...",
                 hint="Write the file again.",
             )
 
 
 def digest_of(parts: Sequence[Any]) -> str:
     """SHA-256 of consecutive buffers, as 64 hexadecimal digits."""
-    found = _native_digest(parts)
-    if found:
-        return found
-    digest = _hasher(sum(len(part) for part in parts))
-    for part in parts:
-        digest.update(part)
-    return str(digest.hexdigest())
+    return _Digest(parts).end()
 
 
-def _native_digest(parts: Sequence[Any]) -> str:
-    """The same from libpennyweight, where it is at hand and the processor has instructions for it; else ""."""
-    import ctypes as c
+class _Digest:
+    """SHA-256 of consecutive buffers, being computed.
 
+    By libpennyweight on a thread that needs no interpreter, where it is at hand and the processor has instructions for
+    it; else by Python, at the end.
+    """
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self._parts = parts
+        self._native, self._begun = _begin_native(parts)
+
+    def end(self) -> str:
+        """Wait for it, once: 64 hexadecimal digits."""
+        if self._begun:
+            out = bytearray(32)
+            begun, self._begun = self._begun, None
+            self._native.pw_sha256_end(begun, (ctypes.c_char * 32).from_buffer(out))
+            return out.hex()
+        digest = _hasher(sum(len(part) for part in self._parts))
+        for part in self._parts:
+            digest.update(part)
+        return str(digest.hexdigest())
+
+    def abandon(self) -> None:
+        """Give up; the buffers are not read when this returns."""
+        begun, self._begun = self._begun, None
+        if begun:
+            self._native.pw_sha256_end(begun, None)
+
+    __del__ = abandon
+
+
+def _begin_native(parts: Sequence[Any]) -> tuple[Any, Any]:
     from pennyweight.runtime import library
 
     try:
         native = library.load()
     except (KernelError, OSError):
-        return ""
+        return None, None
     held = [np.frombuffer(part, np.uint8) for part in parts]
-    places = (c.c_void_p * len(held))(*[a.ctypes.data for a in held])
-    sizes = (c.c_int64 * len(held))(*[a.size for a in held])
-    out = c.create_string_buffer(32)
-    return out.raw.hex() if native.pw_sha256(len(held), places, sizes, out) == 0 else ""
+    places = (ctypes.c_void_p * len(held))(*[a.ctypes.data for a in held])
+    sizes = (ctypes.c_int64 * len(held))(*[a.size for a in held])
+    return native, native.pw_sha256_begin(len(held), places, sizes)
 
 
 def _hasher(size: int) -> Any:

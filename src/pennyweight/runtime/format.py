@@ -6,7 +6,7 @@ import os
 
 from pennyweight.errors import FormatError, PennyweightError, VerifyError
 from pennyweight.program.bounds import check, check_attributes
-from pennyweight.program.ir import Program
+from pennyweight.program.ir import Program, TensorType
 from pennyweight.program.text import from_text, loads
 from pennyweight.program.verify import verify
 from pennyweight.runtime.container import Container, in_file, open_container
@@ -32,9 +32,16 @@ def read(path: str | os.PathLike[str], *, check_sum: bool = True) -> Program:
         FormatError: on the first broken promise of docs/format.md, naming the file.
         OSError: if the file cannot be opened.
     """
+    return read_typed(path, check_sum=check_sum)[0]
+
+
+def read_typed(
+    path: str | os.PathLike[str], *, check_sum: bool = True
+) -> tuple[Program, dict[str, TensorType]]:
+    """As `read`; with the types of all values at the sizes of the example."""
     container, wait = open_container(path, check=check_sum)
     try:
-        program = _program(container)
+        found = _program(container)
     except PennyweightError as error:
         wait()  # what was damaged is called that
         raise in_file(error, container.path) from error
@@ -43,10 +50,10 @@ def read(path: str | os.PathLike[str], *, check_sum: bool = True) -> Program:
         what = f"the program does not verify: {type(error).__name__}: {str(error)[:200]}"
         raise FormatError(what, site=container.path) from error
     wait()
-    return program
+    return found
 
 
-def _program(container: Container) -> Program:
+def _program(container: Container) -> tuple[Program, dict[str, TensorType]]:
     metadata = container.metadata
     version = metadata.get(FORMAT_KEY)
     if version is None:
@@ -74,5 +81,6 @@ def _program(container: Container) -> Program:
     if type(program.meta) is not dict:
         raise VerifyError("the meta is no JSON object")
     check_attributes(program)
-    check(program, verify(program))
-    return program
+    types = verify(program)
+    check(program, types)
+    return program, types

@@ -9,7 +9,7 @@ from typing import Any
 
 from pennyweight.errors import KernelError
 
-ABI = 3
+ABI = 4
 _NAME = "libpennyweight.so"
 
 
@@ -64,7 +64,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pw_plan_arena_bytes": (c.c_int64, [_P]),
     "pw_measure_macs": (c.c_double, [c.c_int, c.c_int, c.c_int, c.c_double]),
     "pw_measure_reads": (c.c_double, [c.c_int, c.c_int64, c.c_int, c.c_double]),
-    "pw_sha256": (c.c_int, [c.c_int, c.POINTER(_P), _DIMS, c.c_char_p]),
+    "pw_sha256_begin": (_P, [c.c_int, c.POINTER(_P), _DIMS]),
+    "pw_sha256_end": (None, [_P, c.c_char_p]),
     "pw_fake_quantize": (
         c.c_int,
         [c.c_int, _P, _P, c.c_int64, c.c_int64, _P, _P, c.c_float, c.c_float, c.c_int],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,13 +15,13 @@ from pennyweight.errors import InputError, KernelError, VerifyError, nearest
 from pennyweight.program.bounds import check_sizes
 from pennyweight.program.ir import Array, Dim, Program, TensorType, numpy_dtype
 from pennyweight.program.verify import infer
-from pennyweight.runtime.format import read
+from pennyweight.runtime import engine, library
+from pennyweight.runtime.format import read_typed
 
 BACKENDS = ("auto", "native", "reference")
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(NamedTuple):
     """One input or output. Sizes that the caller chooses are names ("batch"); "?" is a size computed from them."""
 
     name: str
@@ -97,6 +97,9 @@ class Session:
         self._ports = [(name, numpy_dtype(kind.dtype), kind) for name, kind in program.inputs.items()]
         self._fits: set[tuple[tuple[int, ...], ...]] = set()
         self._passed = False  # whether the program's sizes have been checked, for some inputs
+        self._types: Mapping[str, TensorType] | None = (
+            None  # at the example's sizes, where those have been checked
+        )
         self.backend, self.note, self.engine = _engine(program, backend, threads, plans)
 
     # -- what it takes and gives --------------------------------------------------------------------------------
@@ -210,8 +213,11 @@ class Session:
         """Bind the symbols and infer every type at these sizes, so that no kernel meets a size it was not made for."""
         symbols = self.program.bind(shapes)
         try:
-            types = infer(self.program, symbols)
-            check_sizes(self.program, types, again=self._passed)
+            if self._types is not None and symbols == self.program.symbols:
+                types = self._types
+            else:
+                types = infer(self.program, symbols)
+                check_sizes(self.program, types, again=self._passed)
         except VerifyError as error:
             made = ", ".join(f"{k} = {v}" for k, v in self.program.symbols.items()) or "fixed sizes"
             raise InputError(
@@ -235,8 +241,6 @@ def _engine(program: Program, backend: str, threads: int, plans: int) -> tuple[s
     """The backend's name, why it was chosen, and the thing itself."""
     if backend == "reference":
         return "reference", "asked for", Reference(program)
-    from pennyweight.runtime import engine, library
-
     try:
         library.load()
     except (KernelError, OSError, AttributeError) as error:  # AttributeError: a library of another version
@@ -264,6 +268,13 @@ def load(
         OSError: if it cannot be opened.
         KernelError: see `Session`.
     """
-    session = Session(read(path, check_sum=check_sum), backend=backend, threads=threads)
-    session._passed = True
+    collecting = gc.isenabled()
+    gc.disable()  # thousands of small objects, all of which stay: looking through them takes milliseconds
+    try:
+        program, types = read_typed(path, check_sum=check_sum)
+    finally:
+        if collecting:
+            gc.enable()
+    session = Session(program, backend=backend, threads=threads)
+    session._passed, session._types = True, types
     return session

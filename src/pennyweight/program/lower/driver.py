@@ -9,16 +9,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils._pytree import tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from pennyweight.errors import LowerError, PennyweightError, nearest
+from pennyweight.errors import InputError, LowerError, PennyweightError, VerifyError, nearest
 from pennyweight.nn.sites import CALLS
+from pennyweight.program.bounds import check_sizes
 from pennyweight.program.ir import Program, TensorType
 from pennyweight.program.lower import activations, integers, layers, movement, recurrent, tensors  # noqa: F401 (register handlers)
 from pennyweight.program.lower.builder import _DTYPES, Builder, Stored, Value, handlers
-from pennyweight.program.lower.export import Dynamic, export, first_line, is_number
+from pennyweight.program.lower.export import Dynamic, arguments, export, first_line, is_number
 from pennyweight.program.rewrite import optimize
-from pennyweight.program.verify import verify
+from pennyweight.program.verify import infer, verify
 
 
 def lower(model: nn.Module, example: Any, *, dynamic: Dynamic = True, optimized: bool = True) -> Program:
@@ -44,11 +45,23 @@ def lower(model: nn.Module, example: Any, *, dynamic: Dynamic = True, optimized:
     if fixed:
         builder.program.meta["fixed"] = "; ".join(fixed)
     verify(builder.program)
-    if not optimized:
-        return builder.program
-    program = optimize(builder.program)
+    program = optimize(builder.program) if optimized else builder.program
     verify(program)
+    _keep_sizes(program, example)
     return program
+
+
+def _keep_sizes(program: Program, example: Any) -> None:
+    """Put the example's own sizes of 1 where the exporter wanted 2, if the program takes them."""
+    given = [x for x in tree_flatten(arguments(example))[0] if isinstance(x, Tensor)]
+    if len(given) != len(program.inputs):
+        return
+    try:
+        symbols = program.bind({n: tuple(x.shape) for n, x in zip(program.inputs, given, strict=True)})
+        check_sizes(program, infer(program, symbols))
+    except (InputError, VerifyError):
+        return
+    program.symbols.update(symbols)
 
 
 def _walk(exported: Any) -> Builder:
