@@ -128,6 +128,46 @@ def test_groups_that_lose_too_much_together_are_widened(trained):
     assert found.widths == dict.fromkeys(GROUPS, 8)
 
 
+def test_lengths_hold_all_values_where_saturation_costs_too_much(trained):
+    """An evaluation that punishes an image whose greatest values are cut off, at whatever width."""
+    model, x, _ = trained
+    most = float(x.abs().max())
+
+    def evaluate(m):
+        from pennyweight.nn.fake import ActivationQuantizer
+
+        first = [q for q in m.modules() if isinstance(q, ActivationQuantizer) and q.site == "first:input"]
+        cut = any(q.active and float(q.scale) * 2 ** (int(q.spec.grid[3:]) - 1) < most for q in first)
+        return 0.5 if cut else 1.0
+
+    batches = [x[:256], x[256:]]
+    assert not math.log2(most).is_integer()
+    found = pw.tune(model, batches, evaluate=evaluate, goal=0.01, progress=False)
+    assert found.headroom == 1
+    assert max(found.widths.values()) <= 8
+    lengths = {row["site"]: row["IL"] for row in found.rows}
+    assert lengths["first:input"] == math.ceil(math.log2(most)) + 1
+    assert {e.data["headroom"] for e in found.journal.of("trial")} == {0, 1}
+    simulated = Simulated(model, batches, "fixed_point", pw.Journal())
+    simulated.headroom = 1
+    with torch.no_grad():
+        assert torch.equal(found.model(x), simulated.set(found.widths)(x))
+
+
+def test_a_goal_out_of_reach_says_what_was_lost(trained):
+    """Some samples more are wrong at 8 bits, whatever the lengths: the error tells the losses, alone and together."""
+    model, x, _ = trained
+
+    def evaluate(m):
+        from pennyweight.nn.fake import ActivationQuantizer
+
+        on = [q for q in m.modules() if isinstance(q, ActivationQuantizer) and q.active]
+        return 0.98 if any(int(q.spec.grid[3:]) <= 8 for q in on) else 1.0
+
+    with pytest.raises(SolverError, match=r"at most 8 bits.*0\.02.*activations at 8 bits 0\.02"):
+        pw.tune(model, [x[:64]], evaluate=evaluate, goal=0.01, progress=False)
+
+
 def test_what_cannot_be_found_is_an_error(trained):
     model, x, _ = trained
     batches = [x[:64]]

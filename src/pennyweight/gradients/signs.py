@@ -65,9 +65,9 @@ class Signs(LSQ):
             shape = spec.scale_shape(tuple(x.shape))
             each = x.numel() // scale.numel()
             scale = unblock(scale.reshape(*shape, 1).expand(*shape, each), shape, tuple(x.shape))
-        y: Tensor = _Sign.apply(x, self.slope, self.progress, self.beta)  # type: ignore[no-untyped-call]
         # the value is scaled, the gradient is not
-        return y + (y * (scale - 1)).detach()
+        y: Tensor = _Sign.apply(x, scale, self.slope, self.progress, self.beta)  # type: ignore[no-untyped-call]
+        return y
 
 
 def slope_of(x: Tensor, slope: Slope, progress: float, beta: float) -> Tensor:
@@ -75,7 +75,9 @@ def slope_of(x: Tensor, slope: Slope, progress: float, beta: float) -> Tensor:
     if slope == "clipped":
         return (x.abs() <= 1).to(x.dtype)
     if slope == "approx":
-        return (2 - 2 * x.abs()).clamp_min(0)
+        return (
+            x.abs().mul_(-2).add_(2).clamp_min_(0)
+        )  # in place: the tensors are large, the arithmetic is little
     if slope == "ede":
         t = temperature(progress)
         return max(1 / t, 1.0) * t * (1 - torch.tanh(t * x) ** 2)
@@ -84,18 +86,18 @@ def slope_of(x: Tensor, slope: Slope, progress: float, beta: float) -> Tensor:
 
 
 class _Sign(torch.autograd.Function):
-    """sign with sign(0) = 1, and the gradient of `slope_of`."""
+    """`scale sign(x)` with sign(0) = 1, and the gradient of `slope_of`."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, slope: Slope, progress: float, beta: float) -> Tensor:
+    def forward(ctx: object, x: Tensor, scale: Tensor, slope: Slope, progress: float, beta: float) -> Tensor:
         ctx.save_for_backward(x)  # type: ignore[attr-defined]
         ctx.options = (slope, progress, beta)  # type: ignore[attr-defined]
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+        return torch.where(x >= 0, scale, -scale)
 
     @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grads[0] * slope_of(x, *ctx.options), None, None, None  # type: ignore[attr-defined]
+        return slope_of(x, *ctx.options).mul_(grads[0]), None, None, None, None  # type: ignore[attr-defined]
 
 
 def temperature(progress: float) -> float:

@@ -143,7 +143,8 @@ class ActivationQuantizer(Quantizer):
             self._update(x)
         if self.estimator is None:
             return fake_quantize_per_tensor(x, self.scale, self.zero, self.spec) if self.active else x
-        if self.training and self.following and (self.fresh or not self.learned):
+        follows = not self.learned and self.spec.grid != "binary"  # a sign has no range
+        if self.training and self.following and (self.fresh or follows):
             self._follow(x.detach())
         elif self.unconfirmed:
             self._confirm()

@@ -48,8 +48,11 @@ def weight_rule(parameters: str) -> tuple[str, dict[str, Any]]:
     )
 
 
-def fixed_point_recipe(parameters: str, conv: int, fc: int, activations: int) -> Recipe:
-    """Dynamic fixed point of these widths: all scales are powers of two, one per tensor."""
+def fixed_point_recipe(parameters: str, conv: int, fc: int, activations: int, headroom: int = 0) -> Recipe:
+    """Dynamic fixed point of these widths: all scales are powers of two, one per tensor.
+
+    headroom: of activations, see `ranges.fixed_point`.
+    """
     rule, options = weight_rule(parameters)
     inputs = QuantSpec(f"int{activations}")
     return Recipe(
@@ -58,7 +61,7 @@ def fixed_point_recipe(parameters: str, conv: int, fc: int, activations: int) ->
             Rule(types=CONVOLUTIONS, weight=weight_spec(parameters, conv), input=inputs, optional=True),
             Rule(weight=weight_spec(parameters, fc), input=inputs, optional=True),
         ),
-        (FoldBatchNorm(), Calibrate("fixed_point"), Solve("rtn", rule, options)),
+        (FoldBatchNorm(), Calibrate("fixed_point", {"headroom": headroom}), Solve("rtn", rule, options)),
     )
 
 
@@ -72,10 +75,14 @@ class Simulated:
 
     Biases are rounded to the accumulator's grid, `2^-(FL of the weight + FL of the input)`, where both are quantized:
     then all values are exact in float32 as long as no accumulator needs more than 24 bits, and are the integers'.
+
+    Attributes:
+        lengths: integer lengths of the activations that are one bit short of the greatest value.
+        headroom: bits added to all of them.
     """
 
     def __init__(self, model: nn.Module, batches: list[Any], parameters: str, journal: Journal) -> None:
-        self.parameters = parameters
+        self.parameters, self.headroom = parameters, 0
         start = 8 if parameters == "fixed_point" else 4
         recipe = fixed_point_recipe(parameters, start, start, 8)
         prepared = prepare(model, batches[0] if batches else None, recipe, journal=journal)
@@ -104,7 +111,7 @@ class Simulated:
             quantizer.active = bits is not None
             if bits is not None:
                 quantizer.spec = QuantSpec(f"int{bits}")
-                quantizer.set(QParams(torch.tensor(2.0 ** (self.lengths[site] - bits))))
+                quantizer.set(QParams(torch.tensor(2.0 ** (self.lengths[site] + self.headroom - bits))))
         for twin, name, matrix in self.weights:
             wide = widths.get(self.group(twin))
             twin.solved.pop(name, None)
@@ -146,5 +153,6 @@ class Simulated:
         for site, length in self.lengths.items():
             if bits is None:
                 break
+            length += self.headroom
             rows.append({"site": site, "group": GROUPS[2], "bits": bits, "IL": length, "FL": bits - length})
         return rows

@@ -34,6 +34,7 @@ class Tuned:
         model: converted; runs, saves and lowers as any other.
         recipe: what made it, to quantize or fine-tune with.
         widths: bits by group.
+        headroom: bits that the integer lengths of activations have beyond Ristretto's, 0 or 1.
         float_accuracy, simulated_accuracy, accuracy: of the float model, of the simulated one, of the integers.
         rows: integer and fractional length of every site.
         journal: a `trial` event for each model that was evaluated.
@@ -42,6 +43,7 @@ class Tuned:
     model: nn.Module
     recipe: Recipe
     widths: dict[str, int]
+    headroom: int
     float_accuracy: float
     simulated_accuracy: float
     accuracy: float
@@ -74,8 +76,10 @@ def search(
     """Try widths for each group with the others in float, halving while the loss is at most `goal`; then all together.
 
     Where the groups together lose more than `goal`, the narrowest of them is widened by one step, and of several the
-    one that lost most alone, until they do not. The result is converted, and evaluated on its integers. Arguments and
-    errors: see `tune`.
+    one that lost most alone, until they do not. Integer lengths of activations are one bit short of the greatest value
+    seen, as Ristretto has them; where no width meets the goal so, because what saturates costs more than the bit gains,
+    activations are searched once more with lengths that hold all values. The result is converted, and evaluated on its
+    integers. Arguments and errors: see `tune`.
     """
     if not batches:
         raise EmptyCalibration(
@@ -89,49 +93,89 @@ def search(
     def measured(widths: Widths, what: str) -> float:
         with torch.no_grad():
             accuracy = float(evaluate(simulated.set(widths)))
-        log.add("trial", what, accuracy=accuracy, **{g: b or 32 for g, b in widths.items()})
+        log.add(
+            "trial",
+            what,
+            accuracy=accuracy,
+            headroom=simulated.headroom,
+            **{g: b or 32 for g, b in widths.items()},
+        )
         shown(f"{what:>14}  {', '.join(f'{g} {b}' for g, b in widths.items()) or 'float'}: {accuracy:.4g}")
         return accuracy
 
-    baseline = measured({}, "float")
-    accepted: dict[str, int] = {}
     alone: dict[tuple[str, int], float] = {}
-    for group in simulated.groups():
+
+    def narrowest(group: str) -> int:
+        """The last width that loses at most the goal, 8 at most; 8 where none does but 16."""
+        found = 0
         for bits in ladders[group]:
             alone[group, bits] = measured({group: bits}, "alone")
             if baseline - alone[group, bits] > goal:
                 break
-            accepted[group] = bits
-        if accepted.get(group, 99) > WIDEST and alone.get((group, WIDEST)) is None:
+            found = bits
+        if not found:
             raise SolverError(
-                f"{group} lose more than {goal} already at {ladders[group][0]} bits",
-                hint="Accept a greater loss, or fine-tune.",
+                f"{group} lose {baseline - alone[group, ladders[group][0]]:.4g}, more than {goal}, already at "
+                f"{ladders[group][0]} bits",
+                hint="Accept a greater loss, or fine-tune; with few samples, evaluate on more of them.",
             )
-        accepted[group] = min(accepted.get(group, WIDEST), WIDEST)
-    while True:
-        together = measured(accepted, "together")
-        if baseline - together <= goal:
+        return min(found, WIDEST)
+
+    def combined(accepted: dict[str, int]) -> float | None:
+        """Widen until all together lose at most the goal, and return the accuracy; None where 8 bits are too few."""
+        while True:
+            together = measured(accepted, "together")
+            if baseline - together <= goal:
+                return together
+            narrow = [g for g in accepted if accepted[g] < min(WIDEST, ladders[g][0])]
+            if not narrow:
+                return None
+            worst = min(narrow, key=lambda g: (accepted[g], alone[g, accepted[g]]))
+            accepted[worst] = ladders[worst][ladders[worst].index(accepted[worst]) - 1]
+
+    baseline = measured({}, "float")
+    groups = simulated.groups()
+    accepted = {group: narrowest(group) for group in groups if group != GROUPS[2]}
+    weights, together, losses = dict(accepted), None, []
+    for headroom in (0, 1) if GROUPS[2] in groups else (0,):
+        simulated.headroom, accepted = headroom, dict(weights)
+        if headroom:
+            shown("the lengths of activations now hold all values")
+        try:
+            if GROUPS[2] in groups:
+                accepted[GROUPS[2]] = narrowest(GROUPS[2])
+            together = combined(accepted)
+        except SolverError as error:
+            if headroom:
+                raise
+            losses.append(error.what)
+            continue
+        if together is not None:
             break
-        narrow = [g for g in accepted if accepted[g] < min(WIDEST, ladders[g][0])]
-        if not narrow:
-            raise SolverError(
-                f"the accuracy falls by {baseline - together:.4g}, more than {goal}, at {accepted}",
-                hint="Accept a greater loss, or fine-tune.",
-            )
-        worst = min(narrow, key=lambda g: (accepted[g], alone[g, accepted[g]]))
-        accepted[worst] = ladders[worst][ladders[worst].index(accepted[worst]) - 1]
+        last = log.of("trial")[-1].data["accuracy"]
+        losses.append(
+            f"{baseline - last:.4g} at {accepted}" + " with lengths that hold all values" * headroom
+        )
+    if together is None:
+        parts = ", ".join(f"{g} at {b} bits {baseline - a:.4g}" for (g, b), a in alone.items() if b == WIDEST)
+        raise SolverError(
+            f"no widths of at most {WIDEST} bits lose at most {goal}: together {'; '.join(losses)}; alone {parts}",
+            hint="Accept a greater loss, or fine-tune; with few samples, evaluate on more of them.",
+        )
     widest = 8 if parameters == "fixed_point" else 4
     recipe = fixed_point_recipe(
         parameters,
         accepted.get(GROUPS[0], widest),
         accepted.get(GROUPS[1], widest),
         accepted.get(GROUPS[2], WIDEST),
+        simulated.headroom,
     )
     integers = convert(calibrate(prepare(model, batches[0], recipe), batches, progress=False))
     with torch.no_grad():
         accuracy = float(evaluate(integers))
-    log.add("trial", "integers", accuracy=accuracy, **accepted)
-    done = Tuned(integers, recipe, accepted, baseline, together, accuracy, simulated.table(accepted), log)
+    log.add("trial", "integers", accuracy=accuracy, headroom=simulated.headroom, **accepted)
+    rows = simulated.table(accepted)
+    done = Tuned(integers, recipe, accepted, simulated.headroom, baseline, together, accuracy, rows, log)
     if progress:
         from rich.console import Console
 
