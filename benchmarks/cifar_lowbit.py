@@ -159,7 +159,9 @@ class Watch:
         if self.step % 130 == 0:
             loss, share = (s / 130 for s in self.sums)
             seconds = time.perf_counter() - self.start
-            print(f"  step {self.step}, {seconds:.0f} s: loss {loss:.3f}, train {100 * share:.1f}", flush=True)
+            print(
+                f"  step {self.step}, {seconds:.0f} s: loss {loss:.3f}, train {100 * share:.1f}", flush=True
+            )
             self.sums = [0.0, 0.0]
         if self.step == self.limit:
             raise SystemExit

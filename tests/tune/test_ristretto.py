@@ -154,6 +154,18 @@ def test_lengths_hold_all_values_where_saturation_costs_too_much(trained):
         assert torch.equal(found.model(x), simulated.set(found.widths)(x))
 
 
+def test_a_loss_of_exactly_the_goal_is_accepted(trained):
+    """Five of 500 images at a goal of one in a hundred; 0.964 - 0.954 > 0.01 in binary."""
+    model, x, _ = trained
+    float_, lower = [0.964], 0.954
+    assert float_[0] - lower > 0.01
+    found = pw.tune(
+        model, [x[:64]], evaluate=lambda m: float_.pop() if float_ else lower, goal=0.01, progress=False
+    )
+    assert found.widths == dict.fromkeys(GROUPS, 2)
+    assert found.headroom == 0
+
+
 def test_a_goal_out_of_reach_says_what_was_lost(trained):
     """Some samples more are wrong at 8 bits, whatever the lengths: the error tells the losses, alone and together."""
     model, x, _ = trained
