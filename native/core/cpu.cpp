@@ -46,7 +46,7 @@ struct Features {
     const bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
     const bool vbmi = c & (1u << 1), vnni = c & (1u << 11);
     isa[kAvx512] = isa[kAvx2] && f && dq && bw && vl && vbmi && vnni && (state & 0xe6) == 0xe6;
-    lane_popcount = isa[kAvx512] && (c & (1u << 14));
+    lane_popcount = isa[kAvx512] && (c & (1u << 14)) && (c & (1u << 12));
     const bool tile = d & (1u << 24), int8 = d & (1u << 25), tile_bf16 = d & (1u << 22);
     isa[kAvx512Bf16] = isa[kAvx512] && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
     isa[kAmx] = isa[kAvx512Bf16] && tile && int8 && tile_bf16 && (state & 0x60000) == 0x60000 && request_tiles();

@@ -7,7 +7,7 @@ enum Isa { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kIsaC
 
 const char* isa_name(int isa);
 bool isa_supported(int isa);
-// vpopcntd: not all processors of kAvx512 have it.
+// vpopcntd and vpopcntw: not all processors of kAvx512 have it.
 bool has_lane_popcount();
 // The strongest supported one, or what PENNYWEIGHT_ISA names; -1 if that is unknown or unsupported.
 int isa_default();

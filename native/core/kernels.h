@@ -80,30 +80,45 @@ using GemmFn = void (*)(const GemmArgs&);
 
 // ---- bits x bits products --------------------------------------------------------------------------------------------
 
+// Rows that lie evenly, as those of an image do.
+struct BitLine {
+  int64_t a = 0, c = 0, r = 0, s = 0;  // where its first row lies: bytes, elements, elements, bytes
+  int32_t base = 0;                    // added to the index into `base`
+  int first = 0, m = 0;                // place of its first row in `border`, rows
+  int m0 = 0;                          // number of its first row, to index row_zero and row_scale
+};
+
 // Products of values that are -1 or 1, a bit each (1: one). With `base` the number of terms, bias and border taken in,
-//   acc = base[base_row[m] + n] - 2 * popcount(a xor b)
-// and then the epilogue, or with `threshold`: bit n of row m = (acc >= threshold[n]) xor bit n of flip.
+//   acc = base[line.base + border[line.first + i] + n] - 2 * popcount(a xor b)
+// and then the epilogue, or with `threshold`: bit n of a row = (acc >= threshold[n]) xor bit n of flip.
 // Packed weights: blocks of 16 columns; segment after segment, words of 32 bits along K: [16 columns].
 struct BitGemmArgs {
-  const uint8_t* a = nullptr;         // row m, segment s, byte k at a + row_offset[m] + seg_offset[s] + k
-  const int64_t* row_offset = nullptr;
-  int m = 0;
+  const uint8_t* a = nullptr;         // row i of a line, segment s, byte k at a + line.a + i * a_step + seg_offset[s] + k
+  const BitLine* line = nullptr;
+  int lines = 0;
+  int64_t a_step = 0, c_step = 0, r_step = 0, s_step = 0;
   int segments = 1;
   const int64_t* seg_offset = nullptr;
   int seg_words = 0;                  // words of 32 bits in a segment
   uint32_t tail = ~0u;                // which bits of a segment's last word are read
+  int tap = 0;                        // bytes of a tap where segments hold whole taps, or 0
   const uint32_t* b = nullptr;        // first column block of this call
   int64_t b_block = 0;                // words from one column block to the next
   int n = 0, n0 = 0;                  // columns of this call; the first one, to index the epilogue, base and threshold
   const int32_t* base = nullptr;      // [border cases][columns padded to 64]
-  const int32_t* base_row = nullptr;  // [m]
-  void* c = nullptr;                  // row m, column n at c + (c_offset[m] + n) elements; bits: c + c_offset[m] + n / 8
-  const int64_t* c_offset = nullptr;
-  const int64_t* r_offset = nullptr;  // residual or addend rows
-  int m0 = 0;
-  const Epilogue* epilogue = nullptr;  // its bias is not read
+  const int32_t* border = nullptr;    // [places of a line], or null: 0
+  void* c = nullptr;                  // column n of a row at c + (line.c + i * c_step + n) elements; bits: ... + n / 8
+  const Epilogue* epilogue = nullptr;  // its bias is not read; residual and addend rows at line.r + i * r_step
   const int32_t* threshold = nullptr;  // [columns padded to 64], or null
   const uint16_t* flip = nullptr;      // a bit a column
+  // the signs of results that are floats: bit n = (result >= sign_at[n]) xor bit n of sign_flip
+  uint8_t* signs = nullptr;            // at signs + line.s + i * s_step + n / 8, or null
+  const float* sign_at = nullptr;      // [columns padded to 64]
+  const uint16_t* sign_flip = nullptr;
+
+  const int32_t* base_of(const BitLine& l, int i) const {
+    return base + l.base + (border ? border[l.first + i] : 0) + n0;
+  }
 };
 using BitGemmFn = void (*)(const BitGemmArgs&);
 

@@ -59,7 +59,7 @@ def follow(case, acc, shape, k, tail):
     if tail == "addend":
         return total
     t = case.constant(case.rng.standard_normal(n).astype(F32))
-    return total, case.op("sign", [total, t], groups=1)
+    return total, case.op("sign", [total, t, flips(case, n)] if n % 2 else [total, t], groups=1)
 
 
 def written(case, results):
@@ -158,6 +158,18 @@ def convs() -> Iterator[tuple[Case, Program]]:
         yield case, case.program(acc)
 
 
+def lines() -> Iterator[tuple[Case, Program]]:
+    """Long rows of pixels, of 16 bits and more, with every tail."""
+    shapes = [(16, 16, 3, 37), (12, 33, 5, 20), (16, 7, 1, 19), (32, 47, 3, 23), (64, 64, 3, 12)]
+    for (c, o, size, width), tail in itertools.product(shapes, TAILS):
+        case = Case(f"conv_binary {c}->{o} {size} x {size} on lines of {width} {tail}")
+        pad = size // 2
+        attrs = {"stride": [1, 1], "pads": [pad] * 4, "dilation": [1, 1], "groups": 1}
+        operands = [signs_of(case, 1, 4, width, c), weight(case, o, c * size**2), case.bias(o)]
+        acc = case.op("conv_binary", operands, shape=[o, c, size, size], **attrs)
+        yield written(case, follow(case, acc, (1, 4, width, o), c * size**2, tail))
+
+
 def chains() -> Iterator[tuple[Case, Program]]:
     """Layer after layer on bits, with padding that differs, and codes that become bits."""
     case = Case("signs from layer to layer")
@@ -178,4 +190,5 @@ def signs() -> Iterator[tuple[Case, Program]]:
     yield from thresholds()
     yield from linears()
     yield from convs()
+    yield from lines()
     yield from chains()

@@ -56,6 +56,7 @@ struct BitStep : Step {
   std::vector<int64_t> segments;
   int seg_words = 1;
   uint32_t last_word = ~0u;
+  int tap = 0;                     // BitGemmArgs
   int64_t n = 0, rows = 0;
   bool by_columns = false;
   Pieces pieces;                   // of the columns or the rows
@@ -66,7 +67,9 @@ struct BitStep : Step {
   // the result's signs too, for the products that read it
   int signs_value = -1;
   Signs signs;
-  SignFn sign = nullptr;
+  SignFn sign = nullptr;           // by themselves, after the product; null: with it
+  std::vector<float> sign_at;
+  std::vector<uint16_t> sign_flip;
   int64_t s_step[4] = {};
 
   void run(const Run& r, int task, int) const override {
@@ -96,62 +99,47 @@ struct BitStep : Step {
     if (shifted.residual) shifted.residual += y_base + n0;
     if (shifted.addend) shifted.addend += y_base + n0;
     g.epilogue = &shifted;
-    constexpr int kRows = 384;
-    int64_t x_at[kRows], y_at[kRows], r_at[kRows], s_at[kRows];
-    int32_t base_at[kRows];
-    for (int64_t m = m0; m < m1; m += kRows) {
-      const int64_t k = std::min<int64_t>(kRows, m1 - m);
-      offsets(m, k, x_at, y_at, r_at, s_at, base_at);
-      g.m = int(k);
-      g.m0 = int(m);
-      g.row_offset = x_at;
-      g.c_offset = y_at;
-      g.r_offset = r_at;
-      g.base_row = base_at;
+    g.tap = tap;
+    uint8_t* signs_to = signs_value >= 0 ? r.at<uint8_t>(signs_value) : nullptr;
+    if (!sign) g.signs = signs_to;
+    g.sign_at = sign_at.data();
+    g.sign_flip = sign_flip.data();
+    g.a_step = x_step[3];
+    g.c_step = y_step[3];
+    g.r_step = r_step[3];
+    g.s_step = s_step[3];
+    g.border = border[3].empty() ? nullptr : border[3].data();
+    constexpr int kLines = 64;
+    BitLine line[kLines];
+    g.line = line;
+    for (int64_t m = m0; m < m1;) {
+      g.lines = 0;
+      for (; g.lines < kLines && m < m1; m += line[g.lines++].m) line[g.lines] = line_of(m, m1);
       fn(g);
-      if (signs_value < 0) continue;
-      uint8_t* to = r.at<uint8_t>(signs_value);
-      for (int64_t i = 0; i < k;) {  // runs of rows at one distance
-        int64_t run = 1;
-        while (i + run < k && y_at[i + run] - y_at[i + run - 1] == y_step[3] && s_at[i + run] - s_at[i + run - 1] == s_step[3])
-          ++run;
-        signs.run(sign, size, result + y_at[i] * size, y_step[3], to + s_at[i], s_step[3], run);
-        i += run;
-      }
+      for (int i = 0; i < g.lines && sign; ++i)
+        signs.run(sign, size, result + line[i].c * size, y_step[3], signs_to + line[i].s, s_step[3], line[i].m);
     }
   }
 
-  void offsets(int64_t first, int64_t k, int64_t* x_at, int64_t* y_at, int64_t* r_at, int64_t* s_at, int32_t* base_at) const {
+  // The rows from `first` on that lie evenly, but none from `end` on.
+  BitLine line_of(int64_t first, int64_t end) const {
     int64_t index[4], rest = first;
     for (int a = 3; a >= 0; --a) {
       index[a] = rest % count[a];
       rest /= count[a];
     }
-    for (int64_t i = 0; i < k;) {
-      int64_t xo = 0, yo = 0, ro = 0, so = 0;
-      int32_t bo = 0;
-      for (int a = 0; a < 3; ++a) {
-        xo += index[a] * x_step[a];
-        yo += index[a] * y_step[a];
-        ro += index[a] * r_step[a];
-        so += index[a] * s_step[a];
-        if (!border[a].empty()) bo += border[a][size_t(index[a])];
-      }
-      for (; index[3] < count[3] && i < k; ++index[3], ++i) {
-        x_at[i] = xo + index[3] * x_step[3];
-        y_at[i] = yo + index[3] * y_step[3];
-        r_at[i] = ro + index[3] * r_step[3];
-        s_at[i] = so + index[3] * s_step[3];
-        base_at[i] = bo + (border[3].empty() ? 0 : border[3][size_t(index[3])]);
-      }
-      if (index[3] == count[3]) {
-        index[3] = 0;
-        for (int a = 2; a >= 0; --a) {
-          if (++index[a] < count[a]) break;
-          index[a] = 0;
-        }
-      }
+    BitLine l;
+    for (int a = 0; a < 4; ++a) {
+      l.a += index[a] * x_step[a];
+      l.c += index[a] * y_step[a];
+      l.r += index[a] * r_step[a];
+      l.s += index[a] * s_step[a];
+      if (a < 3 && !border[a].empty()) l.base += border[a][size_t(index[a])];
     }
+    l.first = int(index[3]);
+    l.m = int(std::min(count[3] - index[3], end - first));
+    l.m0 = int(first);
+    return l;
   }
 };
 
@@ -212,6 +200,29 @@ std::string key_of(int constant, std::initializer_list<int64_t> numbers) {
   std::string key = std::to_string(constant) + ":bits";
   for (int64_t n : numbers) key += ":" + std::to_string(n);
   return key;
+}
+
+// The signs of the step's results: in the product where they are floats, else after it.
+void sign_results(BitStep& s, const Plan& plan, const OpNode& op) {
+  const Steps4 steps = steps_of(plan.values[op.out[0]]);
+  s.signs = Signs::of(plan, op);
+  s.signs_value = op.out[0];
+  s.s_step[0] = steps.image;
+  for (int a = 0; a < 3; ++a) s.s_step[a + 1] = steps.axis[a];
+  s.tail.ops += "+sign";
+  if (s.tail.base.out != Out::kF32 || s.tail.row_scale >= 0 || !s.signs.flat()) {
+    const char* symbol;
+    s.sign = sign_kernel(plan, plan.values[op.in[0]].dtype, &symbol);
+    return;
+  }
+  const auto* at = reinterpret_cast<const float*>(s.signs.threshold.data());
+  const int64_t padded = (s.n + 63) / 64 * 64;
+  s.sign_at.assign(size_t(padded), 0.0f);
+  s.sign_flip.assign(size_t(padded / 16), 0);
+  for (int64_t i = 0; i < s.n; ++i) {
+    s.sign_at[size_t(i)] = at[s.signs.each ? i : 0];
+    if (!s.signs.flip.empty() && (s.signs.flip[size_t(i / 8)] >> (i % 8) & 1)) s.sign_flip[size_t(i / 16)] |= uint16_t(1u << (i % 16));
+  }
 }
 
 void describe(BitStep& s, const Plan& plan, const OpNode& op) {
@@ -344,17 +355,8 @@ void build_conv_binary(Builder& b, int number) {
     }
     step->threshold = cut.at;
     step->flip = cut.flip;
-    if (also >= 0) {
-      const OpNode& sign = plan.ops[also];
-      const Steps4 ss = steps_of(plan.values[sign.out[0]]);
-      const char* symbol;
-      step->signs = Signs::of(plan, sign);
-      step->sign = sign_kernel(plan, plan.values[sign.in[0]].dtype, &symbol);
-      step->signs_value = sign.out[0];
-      step->s_step[0] = ss.image;
-      for (int a = 0; a < 3; ++a) step->s_step[a + 1] = ss.axis[a];
-      step->tail.ops += "+sign";
-    }
+    if (also >= 0) sign_results(*step, plan, plan.ops[also]);
+    if (joined && pixel == 2) step->tap = 2;
     step->rows = g.rows();
     share(*step, plan.threads, channels * taps);
     describe(*step, plan, op);

@@ -59,19 +59,11 @@ struct PoolStep : Step {
       for (int64_t ox = 0; ox < w.out[2]; ++ox) {
         int count = 0;
         const char* base = r.at<char>(x) + image * w.x_image * x_size;
-        for (int64_t kd = 0; kd < w.kernel[0]; ++kd) {
-          const int64_t id = od * w.stride[0] - w.begin[0] + kd * w.dilation[0];
-          if (id < 0 || id >= w.in[0]) continue;
-          for (int64_t ky = 0; ky < w.kernel[1]; ++ky) {
-            const int64_t iy = oy * w.stride[1] - w.begin[1] + ky * w.dilation[1];
-            if (iy < 0 || iy >= w.in[1]) continue;
-            for (int64_t kx = 0; kx < w.kernel[2]; ++kx) {
-              const int64_t ix = ox * w.stride[2] - w.begin[2] + kx * w.dilation[2];
-              if (ix < 0 || ix >= w.in[2]) continue;
-              taps[size_t(count++)] = base + (id * w.x_axis[0] + iy * w.x_axis[1] + ix * w.x_axis[2]) * x_size;
-            }
-          }
-        }
+        const Range depth = inside(0, od), height = inside(1, oy), width = inside(2, ox);
+        for (int64_t d = depth.first; d < depth.end; d += w.dilation[0])
+          for (int64_t i = height.first; i < height.end; i += w.dilation[1])
+            for (int64_t j = width.first; j < width.end; j += w.dilation[2])
+              taps[size_t(count++)] = base + (d * w.x_axis[0] + i * w.x_axis[1] + j * w.x_axis[2]) * x_size;
         const int64_t at = image * w.y_image + od * w.y_axis[0] + oy * w.y_axis[1] + ox * w.y_axis[2];
         char* out = r.at<char>(y) + at * y_size;
         if (mean) {
@@ -87,9 +79,26 @@ struct PoolStep : Step {
     }
   }
 
+  // What a window covers along an axis.
+  struct Range {
+    int64_t first, end;
+  };
+  Range inside(int axis, int64_t at) const {
+    const int64_t from = at * w.stride[axis] - w.begin[axis], step = w.dilation[axis];
+    const int64_t skipped = from < 0 ? (-from + step - 1) / step * step : 0;
+    return {from + skipped, std::min(w.in[axis], from + w.kernel[axis] * step)};
+  }
+
   void average(const void* const* taps, int count, float* out) const {
     const float n = float(count_pads ? w.kernel[0] * w.kernel[1] * w.kernel[2] : count);
-    for (int64_t c = 0; c < w.channels; ++c) {
+    int64_t c = 0;
+    for (; c + 16 <= w.channels; c += 16) {  // of fixed size: vectors
+      float sum[16] = {};
+      for (int i = 0; i < count; ++i)
+        for (int j = 0; j < 16; ++j) sum[j] += static_cast<const float*>(taps[i])[c + j];
+      for (int j = 0; j < 16; ++j) out[c + j] = sum[j] / n;
+    }
+    for (; c < w.channels; ++c) {
       float sum = 0;
       for (int i = 0; i < count; ++i) sum += static_cast<const float*>(taps[i])[c];
       out[c] = sum / n;

@@ -29,6 +29,23 @@ inline void signs(const SignArgs& a) {
   for (int64_t row = 0; row < a.rows; ++row) rest<T>(a, row, 0);
 }
 
+// The signs of rows of floats that a product has stored.
+inline void signs_of_results(const BitGemmArgs& g) {
+  for (const BitLine* l = g.line; l != g.line + g.lines && g.signs; ++l)
+    for (int m = 0; m < l->m; ++m) {
+      const float* x = static_cast<const float*>(g.c) + l->c + m * g.c_step;
+      for (int n = 0; n < g.n; n += 8) {
+        unsigned byte = 0;
+        for (int j = 0; j < 8 && n + j < g.n; ++j) {
+          const int column = g.n0 + n + j;
+          const bool flip = (g.sign_flip[column / 16] >> (column % 16)) & 1;
+          byte |= unsigned((x[n + j] >= g.sign_at[column]) != flip) << j;
+        }
+        g.signs[l->s + m * g.s_step + n / 8] = uint8_t(byte);
+      }
+    }
+}
+
 }  // namespace bits
 }  // namespace
 }  // namespace pw
