@@ -53,6 +53,20 @@ using EpilogueFn = void (*)(const EpilogueArgs&);
 
 // ---- u8 x s8 products ----------------------------------------------------------------------------------------------
 
+// What is left of the weights of one block where two neighbours along K could make a sum beyond 16 bits with u8 values:
+// the block then holds them clamped to -64 .. 64. The rest, in quads, is a second product: quad i of it is at quad
+// place[i].quad of segment place[i].segment. Codes follow `places`, 64 bytes each.
+struct Rest {
+  struct Place {
+    int32_t segment, quad;
+  };
+  int32_t count, capacity;
+  int32_t unused[14];
+  const Place* places() const { return reinterpret_cast<const Place*>(this + 1); }
+  const int8_t* codes() const { return reinterpret_cast<const int8_t*>(places() + (capacity + 7) / 8 * 8); }
+  static int64_t bytes(int64_t capacity) { return int64_t(sizeof(Rest)) + (capacity + 7) / 8 * 64 + capacity * 64; }
+};
+
 // Packed weights: blocks of 16 columns; in a block, segment after segment, quads of 4 along K: [16 columns][4].
 // Every segment is padded with zeros to a multiple of `k_align`. That is one tile row per quad, so AMX reads the same.
 struct GemmArgs {
@@ -68,6 +82,7 @@ struct GemmArgs {
   bool dense = false;              // the weights hold the segments side by side, padded once (tiles: rows are gathered)
   const int8_t* b = nullptr;       // first column block of this call
   int64_t b_block = 0;             // bytes from one column block to the next
+  int64_t b_rest = 0;              // bytes from a block to its Rest, if it is split in two: see there
   int n = 0;                       // columns of this call
   int n0 = 0;                      // first column, to index the epilogue's arrays
   void* c = nullptr;               // row m, column n at c + (c_offset[m] + n) elements

@@ -76,6 +76,7 @@ struct Packed {
   Buffer codes;            // or floats
   std::vector<int32_t> colsum;
   int64_t block = 0;       // elements from one block of 16 columns to the next
+  int64_t rest = 0;        // bytes from a block to its Rest, where weights are split in two
 };
 
 class Model {
@@ -87,7 +88,8 @@ class Model {
     std::lock_guard<std::mutex> lock(mutex_);
     auto& slot = cache_[key];
     if (!slot) {
-      Slab::Scope scope(slab_, small_bytes());
+      if (small_ < 0) small_ = small_bytes();
+      Slab::Scope scope(slab_, small_);
       slot = std::make_shared<Packed>(make());
       bytes_ += slot->codes.bytes();
     }
@@ -104,6 +106,7 @@ class Model {
   std::vector<Buffer> idle_;
   std::map<std::string, std::shared_ptr<Packed>> cache_;
   Slab slab_;
+  int64_t small_ = -1;
   int64_t small_bytes() const;
   std::atomic<int64_t> bytes_{0};
 };

@@ -40,9 +40,14 @@ inline void store8(const Epilogue& e, __m256i raw, int column, int columns, int 
     t = _mm256_max_ps(t, _mm256_set1_ps(float(e.lo - e.zero)));
     t = _mm256_min_ps(t, _mm256_set1_ps(float(e.hi - e.zero)));
     const __m256i q = _mm256_add_epi32(_mm256_cvtps_epi32(t), _mm256_set1_epi32(e.zero));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(out), q);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+    uint8_t codes[8];
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(codes), _mm_packus_epi16(words, words));
+    if (e.lut)
+      for (uint8_t& code : codes) code = e.lut[code];
     uint8_t* y = static_cast<uint8_t*>(c) + at;
-    for (int i = 0; i < count; ++i) y[i] = e.lut ? e.lut[out[i]] : uint8_t(out[i]);
+    if (count == 8) std::memcpy(y, codes, 8);
+    else std::memcpy(y, codes, size_t(count));
     return;
   }
   if (e.row_scale) t = _mm256_mul_ps(t, _mm256_set1_ps(e.row_scale[int64_t(row) * e.row_step]));

@@ -51,6 +51,13 @@ class Case:
             return self.constant(self.rng.choice(np.array([-128, 127], np.int8), shape))
         return self.constant(self.rng.integers(-128, 128, shape, dtype=np.int8))
 
+    def trained(self, *shape):
+        """Weights as training leaves them: most small, here and there two of the largest side by side."""
+        w = np.clip(np.rint(self.rng.standard_normal(shape) * 30), -128, 127).astype(np.int8)
+        for place in self.rng.integers(0, w.size - 1, 1 + w.size // 300):
+            w.reshape(-1)[place : place + 2] = self.rng.choice(np.array([-128, 127], np.int8))
+        return self.constant(w)
+
     def multiplier(self, n, k):
         """Multipliers that spread accumulators of depth k over the codes."""
         return self.constant((self.rng.uniform(0.2, 3.0, n) / (70.0 * 70.0 * np.sqrt(k))).astype(F32))

@@ -81,6 +81,10 @@ def linears() -> Iterator[tuple[Case, Program]]:
         yield linear_case(19, 66, 100, zero=zero, bias=False)
     yield linear_case(9, 40, 1000, extreme=True)
     yield linear_case(40, 64, 2048, extreme=True, zero=0, tail="acc")
+    for m, n, k in ((1, 16, 64), (5, 40, 130), (33, 70, 203)):  # neighbours that 16 bits hold, but for a few
+        case = Case(f"linear m={m} n={n} k={k} trained")
+        x = case.codes(m, k, extreme=True)
+        yield case, case.program(case.op("linear", [x, case.trained(n, k), case.bias(n)], zero=3))
     for dynamic in ("token", "tensor"):
         yield linear_case(11, 50, 37, dynamic=dynamic)
         yield linear_case(1, 96, 130, dynamic=dynamic)
@@ -127,6 +131,15 @@ def convs() -> Iterator[tuple[Case, Program]]:
     yield conv_case((1, 5, 5, 5, 4), 6, (1, 2, 3), stride=(1, 2, 1), tail="residual")
     yield conv_case((1, 6, 6, 64), 32, (3, 3), pads=1, extreme=True, zero=255, tail="acc")
     yield conv_case((0, 5, 5, 3), 8, (3, 3), pads=1)
+    for groups in (1, 2):
+        case = Case(f"conv trained groups={groups}")
+        window = {"stride": [1, 1], "pads": [1, 1, 1, 1], "dilation": [1, 1], "groups": groups, "zero": 9}
+        operands = [
+            case.codes(1, 9, 8, 22, extreme=True),
+            case.trained(34, 22 // groups, 3, 3),
+            case.bias(34),
+        ]
+        yield case, case.program(case.op("conv", operands, **window))
     for channels, kernel, stride, tail in [
         (2, (3, 3), 1, "requant"), (3, (3, 3), 2, "residual"), (8, (3, 3), 1, "table"), (16, (3, 3), 1, "requant"),
         (24, (5, 5), 1, "clamped"), (32, (3, 3), 1, "requant"), (32, (3, 3), 2, "rescale"), (48, (7, 7), 1, "acc"),

@@ -1,4 +1,5 @@
 // Integer weights in the order that the products read.
+#include <algorithm>
 #include <cstring>
 
 #if defined(__SSE2__)
@@ -72,6 +73,63 @@ Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segm
     p.colsum[size_t(column)] = sum;
   }
   return p;
+}
+
+namespace {
+
+// Of two neighbours along K: whether 255 times either can leave 16 bits.
+bool leaves(int a, int b) {
+  const int above = (a > 0 ? a : 0) + (b > 0 ? b : 0), below = (a < 0 ? a : 0) + (b < 0 ? b : 0);
+  return above > 128 || below < -128;
+}
+
+bool leaves(const int8_t* quad) {
+  for (int i = 0; i < 64; i += 2)
+    if (leaves(quad[i], quad[i + 1])) return true;
+  return false;
+}
+
+}  // namespace
+
+Packed split(Packed p, int64_t n, int64_t segments) {
+  const int64_t blocks = (n + 15) / 16, quads = p.block / 64;
+  int64_t most = 0, all = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    int64_t count = 0;
+    for (int64_t q = 0; q < quads; ++q) count += leaves(p.codes.as<int8_t>() + b * p.block + q * 64);
+    most = std::max(most, count);
+    all += count;
+  }
+  if (all * 2 > blocks * quads) return p;  // twice the work at twice the speed is no gain
+  Packed out;
+  out.colsum = std::move(p.colsum);
+  out.rest = p.block;
+  out.block = p.block + Rest::bytes(most);
+  out.codes = Buffer(blocks * out.block);
+  std::memset(out.codes.as<int8_t>(), 0, size_t(out.codes.bytes()));
+  for (int64_t b = 0; b < blocks; ++b) {
+    int8_t* to = out.codes.as<int8_t>() + b * out.block;
+    std::memcpy(to, p.codes.as<int8_t>() + b * p.block, size_t(p.block));
+    Rest* rest = reinterpret_cast<Rest*>(to + out.rest);
+    rest->capacity = int32_t(most);
+    auto* place = const_cast<Rest::Place*>(rest->places());
+    auto* left = const_cast<int8_t*>(rest->codes());
+    for (int64_t q = 0; q < quads; ++q) {
+      int8_t* quad = to + q * 64;
+      if (!leaves(quad)) continue;
+      place[rest->count] = {int32_t(q / (quads / segments)), int32_t(q % (quads / segments))};
+      for (int i = 0; i < 64; i += 2) {
+        if (!leaves(quad[i], quad[i + 1])) continue;
+        for (int j = i; j < i + 2; ++j) {
+          const int8_t kept = int8_t(std::clamp<int>(quad[j], -64, 64));
+          left[rest->count * 64 + j] = int8_t(quad[j] - kept);
+          quad[j] = kept;
+        }
+      }
+      ++rest->count;
+    }
+  }
+  return out;
 }
 
 }  // namespace pw

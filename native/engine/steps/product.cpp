@@ -45,6 +45,7 @@ struct GemmStep : Step {
     g.dense = dense;
     g.b = packed->codes.as<int8_t>() + b_base + n0 / 16 * packed->block;
     g.b_block = packed->block;
+    g.b_rest = packed->rest;
     g.n = int(n1 - n0);
     g.n0 = int(y_base + n0);
     g.epilogue = &e;
@@ -324,11 +325,12 @@ void build_conv(Builder& b, int number) {
   std::vector<int32_t> all_sums(size_t((g.out_channels + 63) / 64 * 64), 0);
   std::vector<std::shared_ptr<const Packed>> packed;
   for (int64_t group = 0; group < g.groups; ++group) {
-    const std::string key = layout_key(weights, ":conv", {group, int64_t(joined), int64_t(dense), plan.k_align()});
+    const std::string key = layout_key(weights, ":conv", {group, int64_t(joined), int64_t(dense), plan.k_align(), int64_t(plan.kernels->isa == kAvx2)});
     packed.push_back(plan.model->packed(key, [&] {
       const int8_t* from = w + group * columns * kernel * channels;
       if (dense) return pack_weights(from, columns, {0}, kernel * channels, kernel * channels, plan.k_align(), kernel);
-      return pack_weights(from, columns, w_segments, seg_len, kernel * channels, plan.k_align(), kernel);
+      Packed p = pack_weights(from, columns, w_segments, seg_len, kernel * channels, plan.k_align(), kernel);
+      return plan.kernels->isa == kAvx2 ? split(std::move(p), columns, int64_t(w_segments.size())) : std::move(p);
     }));
     for (int64_t i = 0; i < columns; ++i) all_sums[size_t(group * columns + i)] = packed.back()->colsum[size_t(i)];
   }
@@ -391,9 +393,11 @@ void build_linear(Builder& b, int number) {
   require(plan.values[x].dense(), "a linear layer reads dense rows");
   auto step = std::make_unique<GemmStep>();
   const int stored = unpack ? plan.values[unpack->in[0]].index : w.index;
-  step->packed = plan.model->packed(layout_key(stored, unpack ? ":unpacked" : ":linear", {plan.k_align()}), [&] {
-    if (unpack) return pack_weights(unpacked_codes(plan, *unpack).data(), n, {0}, k, k, plan.k_align());
-    return pack_weights(static_cast<const int8_t*>(plan.constant(op.in[1]).data), n, {0}, k, k, plan.k_align());
+  step->packed = plan.model->packed(layout_key(stored, unpack ? ":unpacked" : ":linear", {plan.k_align(), int64_t(plan.kernels->isa == kAvx2)}), [&] {
+    const std::vector<int8_t> expanded = unpack ? unpacked_codes(plan, *unpack) : std::vector<int8_t>();
+    const int8_t* codes = unpack ? expanded.data() : static_cast<const int8_t*>(plan.constant(op.in[1]).data);
+    Packed p = pack_weights(codes, n, {0}, k, k, plan.k_align());
+    return plan.kernels->isa == kAvx2 ? split(std::move(p), n, 1) : std::move(p);
   });
   fold_zero(plan, tail, op, step->packed->colsum, n, k);
   // a result with padding around it (rows of an image): walk its axes

@@ -10,6 +10,8 @@ namespace pw {
 // channels].
 Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len,
                     int64_t n_stride, int k_align, int64_t taps = 1);
+// The same weights in two parts (`Rest`), for products that add neighbours in 16 bits.
+Packed split(Packed p, int64_t n, int64_t segments);
 
 // The accumulator's bias with the constant zero point taken in: b - zero * sum(w); and whether clamping may wait.
 void fold_zero(const Plan& plan, Tail& t, const OpNode& op, const std::vector<int32_t>& colsum, int64_t columns,

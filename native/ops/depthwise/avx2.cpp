@@ -1,5 +1,7 @@
 // Depthwise convolution without VNNI, exact: bytes of four rows interleaved, even and odd ones widened to 16 bits.
 #if defined(__AVX2__)
+#include <vector>
+
 #include "ops/avx2.h"
 #include "ops/depthwise/order.h"
 
@@ -13,37 +15,52 @@ inline __m256i load32(const uint8_t* p, int count) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(bytes));
 }
 
-// 32 channels: accumulator v, lane l, dword d is channel 16 l + 4 v + d.
-void result(const DepthwiseArgs& d, const int8_t* w, int channel, int x) {
-  const int count = d.channels - channel < 32 ? d.channels - channel : 32;
-  const int half = channel % 64 / 32;
-  __m256i acc[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
-  const int quads = (d.kernel_h + 3) / 4;
-  const __m256i low_bytes = _mm256_set1_epi16(0x00ff);
-  for (int quad = 0; quad < quads; ++quad)
-    for (int kx = 0; kx < d.kernel_w; ++kx) {
-      __m256i r[4];
-      for (int i = 0; i < 4; ++i) {
-        const int ky = 4 * quad + i < d.kernel_h ? 4 * quad + i : d.kernel_h - 1;
-        const int64_t column = x * d.result_pixel + kx * d.dilation_w * d.x_pixel;
-        r[i] = load32(d.x + ky * d.dilation_h * d.x_row + column + channel, count);
-      }
-      const __m256i lo01 = _mm256_unpacklo_epi8(r[0], r[1]), hi01 = _mm256_unpackhi_epi8(r[0], r[1]);
-      const __m256i lo23 = _mm256_unpacklo_epi8(r[2], r[3]), hi23 = _mm256_unpackhi_epi8(r[2], r[3]);
-      const __m256i v[4] = {_mm256_unpacklo_epi16(lo01, lo23), _mm256_unpackhi_epi16(lo01, lo23),
-                            _mm256_unpacklo_epi16(hi01, hi23), _mm256_unpackhi_epi16(hi01, hi23)};
-      const int8_t* at = w + (quad * d.kernel_w + kx) * 256 + 32 * half;
-      for (int i = 0; i < 4; ++i) {
-        const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 64 * i));
-        const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8), odd = _mm256_srai_epi16(weights, 8);
-        const __m256i x_even = _mm256_and_si256(v[i], low_bytes), x_odd = _mm256_srli_epi16(v[i], 8);
-        acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(x_even, even));
-        acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(x_odd, odd));
-      }
-    }
+// Weights of 32 channels, widened to 16 bits: of each vector of packed bytes the even ones, then the odd ones.
+void widen(const int8_t* w, int taps, int16_t* to) {
+  for (int v = 0; v < taps * 4; ++v, to += 32) {
+    const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + v / 4 * 256 + v % 4 * 64));
+    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8), odd = _mm256_srai_epi16(weights, 8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), even);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + 16), odd);
+  }
+}
+
+// Codes of eight accumulators in their place of the epilogue's arrays; r: codes of the residual, widened.
+inline __m256i codes8(const Epilogue& e, __m256i acc, int place, const __m256i* r) {
+  acc = _mm256_add_epi32(acc, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(e.bias + place)));
+  __m256 t = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), _mm256_loadu_ps(e.multiplier + place));
+  if (r) {
+    const __m256 u = _mm256_cvtepi32_ps(_mm256_sub_epi32(*r, _mm256_set1_epi32(e.r_zero)));
+    t = _mm256_add_ps(t, _mm256_mul_ps(u, _mm256_set1_ps(e.r_multiplier)));
+  }
+  t = _mm256_max_ps(t, _mm256_set1_ps(float(e.lo - e.zero)));
+  t = _mm256_min_ps(t, _mm256_set1_ps(float(e.hi - e.zero)));
+  return _mm256_add_epi32(_mm256_cvtps_epi32(t), _mm256_set1_epi32(e.zero));
+}
+
+// 32 channels of one result pixel; in accumulator v, lane l, dword d is channel 16 l + 4 v + d.
+void finish(const DepthwiseArgs& d, const __m256i* acc, int channel, int count, int x) {
+  const Epilogue& e = *d.epilogue;
+  const int base = channel / 64 * 64, half = channel % 64 / 32;
   const uint8_t* residual = d.residual ? d.residual + x * d.r_pixel + channel : nullptr;
+  if (e.out == Out::kU8 && !e.row_zero) {
+    __m256i wide[4], q[4];
+    if (residual) {
+      const __m256i r = load32(residual, count), none = _mm256_setzero_si256();
+      const __m256i low = _mm256_unpacklo_epi8(r, none), high = _mm256_unpackhi_epi8(r, none);
+      wide[0] = _mm256_unpacklo_epi16(low, none), wide[1] = _mm256_unpackhi_epi16(low, none);
+      wide[2] = _mm256_unpacklo_epi16(high, none), wide[3] = _mm256_unpackhi_epi16(high, none);
+    }
+    for (int i = 0; i < 4; ++i) q[i] = codes8(e, acc[i], base + 16 * i + 8 * half, residual ? wide + i : nullptr);
+    alignas(32) uint8_t codes[32];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(codes),
+                       _mm256_packus_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3])));
+    if (e.lut)
+      for (uint8_t& code : codes) code = e.lut[code];
+    std::memcpy(d.y + x * d.y_pixel + channel, codes, size_t(count));
+    return;
+  }
   // the epilogue's arrays have the order of the accumulators: run it on vectors, then put the channels in order
-  const int base = channel / 64 * 64;
   for (int i = 0; i < 4; ++i) {
     uint8_t r[8] = {};
     if (residual)
@@ -52,8 +69,8 @@ void result(const DepthwiseArgs& d, const int8_t* w, int channel, int x) {
         if (c < count) r[j] = residual[c];
       }
     alignas(32) int32_t out[8];
-    store8(*d.epilogue, acc[i], base + 16 * i + 8 * half, 8, 0, residual ? r : nullptr, nullptr, out, 0);
-    const int size = d.epilogue->out == Out::kU8 ? 1 : 4;
+    store8(e, acc[i], base + 16 * i + 8 * half, 8, 0, residual ? r : nullptr, nullptr, out, 0);
+    const int size = e.out == Out::kU8 ? 1 : 4;
     for (int j = 0; j < 8; ++j) {
       const int c = 16 * (j / 4) + 4 * i + j % 4;
       if (c < count)
@@ -62,16 +79,49 @@ void result(const DepthwiseArgs& d, const int8_t* w, int channel, int x) {
   }
 }
 
-void result_row(const DepthwiseArgs& d) {
-  const int64_t w_block = int64_t((d.kernel_h + 3) / 4) * d.kernel_w * 256;
-  for (int channel = 0; channel < d.channels; channel += 32)
-    for (int x = 0; x < d.width; ++x) result(d, d.w + channel / 64 * w_block, channel, x);
+template <bool kWhole>
+void result(const DepthwiseArgs& d, const int16_t* w, int channel, int count, int x) {
+  __m256i acc[4] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
+  const __m256i low_bytes = _mm256_set1_epi16(0x00ff);
+  const int64_t row = d.dilation_h * d.x_row;
+  for (int y = 0; y < d.kernel_h; y += 4) {
+    const uint8_t* column = d.x + x * d.result_pixel + channel + y * row;
+    const int last = d.kernel_h - 1 - y;  // rows behind it have weights of zero
+    const int64_t at[4] = {0, (last < 1 ? last : 1) * row, (last < 2 ? last : 2) * row, (last < 3 ? last : 3) * row};
+    for (int kx = 0; kx < d.kernel_w; ++kx, column += d.dilation_w * d.x_pixel, w += 128) {
+      __m256i r[4];
+      for (int i = 0; i < 4; ++i) r[i] = load32(column + at[i], kWhole ? 32 : count);
+      const __m256i lo01 = _mm256_unpacklo_epi8(r[0], r[1]), hi01 = _mm256_unpackhi_epi8(r[0], r[1]);
+      const __m256i lo23 = _mm256_unpacklo_epi8(r[2], r[3]), hi23 = _mm256_unpackhi_epi8(r[2], r[3]);
+      const __m256i rows[4] = {_mm256_unpacklo_epi16(lo01, lo23), _mm256_unpackhi_epi16(lo01, lo23),
+                               _mm256_unpacklo_epi16(hi01, hi23), _mm256_unpackhi_epi16(hi01, hi23)};
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const __m256i even = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * i));
+        const __m256i odd = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 32 * i + 16));
+        const __m256i x_even = _mm256_and_si256(rows[i], low_bytes), x_odd = _mm256_srli_epi16(rows[i], 8);
+        acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(x_even, even));
+        acc[i] = _mm256_add_epi32(acc[i], _mm256_madd_epi16(x_odd, odd));
+      }
+    }
+  }
+  finish(d, acc, channel, kWhole ? 32 : count, x);
 }
 
 }  // namespace
 
-void depthwise(const DepthwiseArgs& d) {
-  for (int i = 0; i < d.rows; ++i) result_row(d.row(i));
+void depthwise(const DepthwiseArgs& all) {
+  const int taps = (all.kernel_h + 3) / 4 * all.kernel_w;
+  std::vector<int16_t> wide(size_t(taps) * 128);
+  for (int channel = 0; channel < all.channels; channel += 32) {
+    widen(all.w + channel / 64 * int64_t(taps) * 256 + channel % 64, taps, wide.data());
+    const int count = all.channels - channel < 32 ? all.channels - channel : 32;
+    for (int i = 0; i < all.rows; ++i) {
+      const DepthwiseArgs d = all.row(i);
+      for (int x = 0; x < d.width; ++x)
+        count == 32 ? result<true>(d, wide.data(), channel, count, x) : result<false>(d, wide.data(), channel, count, x);
+    }
+  }
 }
 
 }  // namespace pw::avx2

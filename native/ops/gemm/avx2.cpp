@@ -1,4 +1,5 @@
-// u8 x s8 products without VNNI, exact: bytes are widened to 16 bits before they are multiplied and added in pairs.
+// u8 x s8 products without VNNI, exact. Where weights are split (`Rest`), neighbours are multiplied and added in 16 bits;
+// else bytes are widened to 16 bits before they are multiplied and added in pairs.
 #if defined(__AVX2__)
 #include <immintrin.h>
 
@@ -59,9 +60,71 @@ void tile(const GemmArgs& g, int m, int block) {
   }
 }
 
+// acc[i][j]: row i, columns 8j .. 8j + 7.
+template <int MR>
+inline void add_quad(__m256i (&acc)[MR][2], const uint8_t* const* a, int64_t at, const int8_t* b) {
+  const __m256i one = _mm256_set1_epi16(1);
+  const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+  const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 32));
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+    int32_t v;
+    std::memcpy(&v, a[i] + at, 4);
+    const __m256i x = _mm256_set1_epi32(v);
+    acc[i][0] = _mm256_add_epi32(acc[i][0], _mm256_madd_epi16(_mm256_maddubs_epi16(x, w0), one));
+    acc[i][1] = _mm256_add_epi32(acc[i][1], _mm256_madd_epi16(_mm256_maddubs_epi16(x, w1), one));
+  }
+}
+
+template <int MR>
+void split_tile(const GemmArgs& g, int m, int block) {
+  __m256i acc[MR][2];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = _mm256_setzero_si256();
+  const int8_t* b = g.b + block * g.b_block;
+  const Rest& rest = *reinterpret_cast<const Rest*>(b + g.b_rest);
+  const int quads = (g.seg_len + 3) / 4;
+  const int64_t skip = int64_t(g.seg_pad / 4 - quads) * 64;
+  const uint8_t* rows[MR];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) rows[i] = g.a + g.row_offset[m + i];
+  for (int s = 0; s < g.segments; ++s) {
+    const uint8_t* a[MR];
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; ++i) a[i] = rows[i] + g.seg_offset[s];
+    for (int q = 0; q < quads; ++q, b += 64) add_quad<MR>(acc, a, 4 * q, b);
+    b += skip;
+  }
+  const Rest::Place* place = rest.places();
+  const int8_t* left = rest.codes();
+  for (int i = 0; i < rest.count; ++i, left += 64)
+    add_quad<MR>(acc, rows, g.seg_offset[place[i].segment] + 4 * place[i].quad, left);
+  const Epilogue& e = *g.epilogue;
+  const int column = 16 * block;
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; ++i) {
+    const int64_t at = g.c_offset[m + i];
+    if (at < 0) continue;
+    const uint8_t* r = e.residual ? e.residual + g.r_offset[m + i] + column : nullptr;
+    const float* addend = e.addend ? e.addend + g.r_offset[m + i] + column : nullptr;
+    store8(e, acc[i][0], g.n0 + column, g.n - column, g.m0 + m + i, r, addend, g.c, at + column);
+    if (g.n - column > 8)
+      store8(e, acc[i][1], g.n0 + column + 8, g.n - column - 8, g.m0 + m + i, r ? r + 8 : nullptr,
+             addend ? addend + 8 : nullptr, g.c, at + column + 8);
+  }
+}
+
 }  // namespace
 
 void gemm(const GemmArgs& g) {
+  constexpr int kRows = 24;  // stay in the first cache while all columns pass
+  for (int from = 0; g.b_rest && from < g.m; from += kRows)
+    for (int block = 0, end = from + kRows < g.m ? from + kRows : g.m; block * 16 < g.n; ++block) {
+      int m = from;
+      for (; m + 4 <= end; m += 4) split_tile<4>(g, m, block);
+      for (; m < end; ++m) split_tile<1>(g, m, block);
+    }
+  if (g.b_rest) return;
   for (int block = 0; block * 16 < g.n; ++block) {
     int m = 0;
     for (; m + 2 <= g.m; m += 2) tile<2>(g, m, block);
