@@ -3,6 +3,7 @@
 usage: python benchmarks/cifar_lowbit.py train --format apot4 [--epochs 3] [--lr 0.01] [--decay 5e-5] --out FOLDER
        python benchmarks/cifar_lowbit.py train --format w1a1 [--epochs 12] [--lr 0.002] [--decay 0]  --out FOLDER
        python benchmarks/cifar_lowbit.py evaluate FOLDER/NAME.pt ...
+       python benchmarks/cifar_lowbit.py ptq --grids int4 pot4 pot5 apot4 apot3
 
 Formats: apot4, apot3, ternary, binary are the grid of the weights (one scale per output channel), activations have 8
 bits; first and last layer, residual sums and the pool 8 bit. They start from `resnet20_jpeg` and train its own
@@ -14,7 +15,9 @@ mean of four pixels, twice over. Weights start from `resnet20_jpeg`. Adam, slope
 
 All: batches of 128 with crops and flips, cosine to 0, seed 0, bfloat16 autocast, cross entropy plus divergence from
 the float network (T = 1), batch norms estimated anew on 100 batches. The state is saved after every epoch; `evaluate`
-converts it, lowers it to an integer program and runs that on the engine over the 10,000 test images.
+converts it, lowers it to an integer program and runs that on the engine over the 10,000 test images. With --compile the
+training graph is compiled; sums are then in float while it trains, and calibrated for the program. `ptq` puts the
+weights on grids without training: least-squares scales per channel, activations of 8 bits.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from torch import Tensor, nn
 
 import pennyweight as pw
 from pennyweight import training
+from pennyweight.errors import UnrealisableSite
 from pennyweight.passes.calibrate import Calibrate
 from pennyweight.passes.fold_batch_norm import FoldBatchNorm
 from pennyweight.passes.solve import Solve
@@ -95,11 +99,15 @@ class SignNet(nn.Module):
         return self
 
 
-def recipe(name: str, slope: str = "approx", sums: bool = True) -> Recipe:
-    """The format in all convolutions but the first; without `sums` nothing but layers is rounded."""
+def recipe(name: str, slope: str | None = "approx", sums: bool = True) -> Recipe:
+    """The format in all convolutions but the first; without `sums` nothing but layers is rounded.
+
+    slope: of signs; None: nothing is trained.
+    """
     if name == "w1a1":
         weight, signal = QuantSpec.parse("binary[1,*]"), QuantSpec.parse("binary[*]")
-        train = Train("signs", "signs", {"slope": slope}, {"slope": slope})
+        options = {"slope": slope} if slope else {}
+        train = Train("signs", "signs", options, options)
     else:
         weight, signal = QuantSpec.parse(f"{name}[1,*]"), SIGNAL
         train = Train("signs" if name == "binary" else "lsq", "lsq")
@@ -112,6 +120,8 @@ def recipe(name: str, slope: str = "approx", sums: bool = True) -> Recipe:
         types = ("AdaptiveAvgPool2d",) if name == "w1a1" else ()
         rules.append(Rule(types=types, weight=EIGHT, input=SIGNAL, optional=True))
     solve = Solve("rtn", "mse", {"steps": 16, "shrink": 0.4})
+    if slope is None:
+        return Recipe(name, tuple(rules), (FoldBatchNorm(), Calibrate("mse"), Solve("rtn", "mse")))
     return Recipe(name, tuple(rules), (FoldBatchNorm(), train, Calibrate("mse"), solve))
 
 
@@ -229,6 +239,20 @@ def evaluate(args: argparse.Namespace) -> None:
               f"module {accuracy(model, data):.2f}, {size} bytes", flush=True)  # fmt: skip
 
 
+def ptq(args: argparse.Namespace) -> None:
+    """Weights on grids without training."""
+    data = Data()
+    batches = data.calibration()
+    for grid in args.grids:
+        model = pw.prepare(data.network(), batches[0], recipe(grid, None))
+        pw.calibrate(model, batches, progress=False)
+        try:
+            top, size = on_engine(model, batches[0], data, Path(args.out))
+            print(f"ptq {grid}: engine {top:.2f}, {size} bytes", flush=True)
+        except UnrealisableSite:  # levels that need more than 8 bits, as those of pot5
+            print(f"ptq {grid}: simulated {accuracy(model, data):.2f}", flush=True)
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -247,12 +271,16 @@ def main() -> None:
     one.add_argument("--name", default="", help="added to the file's name")
     two = verbs.add_parser("evaluate")
     two.add_argument("files", nargs="+")
-    for sub in (one, two):
+    three = verbs.add_parser("ptq")
+    three.add_argument(
+        "--grids", nargs="+", default=["int4", "pot3", "pot4", "pot5", "apot3", "apot4", "apot5"]
+    )
+    for sub in (one, two, three):
         sub.add_argument("--threads", type=int, default=2)
         sub.add_argument("--out", default="qat_runs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"train": train, "evaluate": evaluate}[args.verb](args)
+    {"train": train, "evaluate": evaluate, "ptq": ptq}[args.verb](args)
 
 
 if __name__ == "__main__":
