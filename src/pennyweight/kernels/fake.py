@@ -85,7 +85,8 @@ def fake_quantize(
     t = x.reshape(rows, -1).float() * (1.0 / s)[:, None]
     bottom, top = _bounds(s, z, low, high)
     q = torch.minimum(torch.maximum(torch.round(t), bottom), top)
-    return torch.empty_like(x).copy_((q * s[:, None]).reshape(x.shape))  # laid out as x, as the native kernel does
+    # laid out as x, as the native kernel does
+    return torch.empty_like(x).copy_((q * s[:, None]).reshape(x.shape))
 
 
 def _bounds(s: Tensor, z: Tensor | None, low: float, high: float) -> tuple[Tensor, Tensor]:
