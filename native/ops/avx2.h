@@ -53,6 +53,11 @@ inline void store8(const Epilogue& e, __m256i raw, int column, int columns, int 
   if (e.row_scale) t = _mm256_mul_ps(t, _mm256_set1_ps(e.row_scale[int64_t(row) * e.row_step]));
   t = _mm256_mul_ps(t, _mm256_loadu_ps(e.multiplier + column));
   if (e.bias_f32) t = _mm256_add_ps(t, _mm256_loadu_ps(e.bias_f32 + column));
+  if (count == 8) {
+    if (addend) t = _mm256_add_ps(t, _mm256_loadu_ps(addend));
+    _mm256_storeu_ps(static_cast<float*>(c) + at, t);
+    return;
+  }
   alignas(32) float values[8] = {};
   if (addend) {
     std::memcpy(values, addend, 4 * count);
@@ -60,6 +65,37 @@ inline void store8(const Epilogue& e, __m256i raw, int column, int columns, int 
   }
   _mm256_store_ps(values, t);
   std::memcpy(static_cast<float*>(c) + at, values, 4 * count);
+}
+
+// The same of sixteen accumulators, in two registers. Where they all become codes, these are stored at once.
+inline void store16(const Epilogue& e, __m256i low, __m256i high, int column, int columns, int row, const uint8_t* r,
+                    const float* addend, void* c, int64_t at) {
+  if (columns < 16 || e.out != Out::kU8 || e.row_zero) {
+    store8(e, low, column, columns, row, r, addend, c, at);
+    if (columns > 8)
+      store8(e, high, column + 8, columns - 8, row, r ? r + 8 : nullptr, addend ? addend + 8 : nullptr, c, at + 8);
+    return;
+  }
+  __m256i q[2] = {low, high};
+  const __m256 least = _mm256_set1_ps(float(e.lo - e.zero)), most = _mm256_set1_ps(float(e.hi - e.zero));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    q[i] = _mm256_add_epi32(q[i], _mm256_loadu_si256(reinterpret_cast<const __m256i*>(e.bias + column + 8 * i)));
+    __m256 t = _mm256_mul_ps(_mm256_cvtepi32_ps(q[i]), _mm256_loadu_ps(e.multiplier + column + 8 * i));
+    if (r) {
+      const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(r + 8 * i)));
+      const __m256 u = _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, _mm256_set1_epi32(e.r_zero)));
+      t = _mm256_add_ps(t, _mm256_mul_ps(u, _mm256_set1_ps(e.r_multiplier)));
+    }
+    q[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(t, least), most));
+    q[i] = _mm256_add_epi32(q[i], _mm256_set1_epi32(e.zero));
+  }
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xd8);
+  const __m128i codes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  uint8_t* y = static_cast<uint8_t*>(c) + at;
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(y), codes);
+  if (e.lut)
+    for (int i = 0; i < 16; ++i) y[i] = e.lut[y[i]];
 }
 
 }  // namespace

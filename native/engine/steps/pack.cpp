@@ -100,7 +100,7 @@ Packed split(Packed p, int64_t n, int64_t segments) {
     most = std::max(most, count);
     all += count;
   }
-  if (all * 2 > blocks * quads) return p;  // twice the work at twice the speed is no gain
+  if (all * 20 > blocks * quads * 19) return p;  // twice the work at twice the speed is no gain
   Packed out;
   out.colsum = std::move(p.colsum);
   out.rest = p.block;

@@ -53,10 +53,7 @@ void tile(const GemmArgs& g, int m, int block) {
     const __m256i high = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[i][2], acc[i][3]), 0xd8);
     const uint8_t* r = e.residual ? e.residual + g.r_offset[m + i] + column : nullptr;
     const float* addend = e.addend ? e.addend + g.r_offset[m + i] + column : nullptr;
-    store8(e, low, g.n0 + column, g.n - column, g.m0 + m + i, r, addend, g.c, at + column);
-    if (g.n - column > 8)
-      store8(e, high, g.n0 + column + 8, g.n - column - 8, g.m0 + m + i, r ? r + 8 : nullptr,
-             addend ? addend + 8 : nullptr, g.c, at + column + 8);
+    store16(e, low, high, g.n0 + column, g.n - column, g.m0 + m + i, r, addend, g.c, at + column);
   }
 }
 
@@ -107,10 +104,7 @@ void split_tile(const GemmArgs& g, int m, int block) {
     if (at < 0) continue;
     const uint8_t* r = e.residual ? e.residual + g.r_offset[m + i] + column : nullptr;
     const float* addend = e.addend ? e.addend + g.r_offset[m + i] + column : nullptr;
-    store8(e, acc[i][0], g.n0 + column, g.n - column, g.m0 + m + i, r, addend, g.c, at + column);
-    if (g.n - column > 8)
-      store8(e, acc[i][1], g.n0 + column + 8, g.n - column - 8, g.m0 + m + i, r ? r + 8 : nullptr,
-             addend ? addend + 8 : nullptr, g.c, at + column + 8);
+    store16(e, acc[i][0], acc[i][1], g.n0 + column, g.n - column, g.m0 + m + i, r, addend, g.c, at + column);
   }
 }
 
@@ -124,12 +118,12 @@ void gemm(const GemmArgs& g) {
       for (; m + 4 <= end; m += 4) split_tile<4>(g, m, block);
       for (; m < end; ++m) split_tile<1>(g, m, block);
     }
-  if (g.b_rest) return;
-  for (int block = 0; block * 16 < g.n; ++block) {
-    int m = 0;
-    for (; m + 2 <= g.m; m += 2) tile<2>(g, m, block);
-    for (; m < g.m; ++m) tile<1>(g, m, block);
-  }
+  for (int from = 0; !g.b_rest && from < g.m; from += kRows)
+    for (int block = 0, end = from + kRows < g.m ? from + kRows : g.m; block * 16 < g.n; ++block) {
+      int m = from;
+      for (; m + 2 <= end; m += 2) tile<2>(g, m, block);
+      for (; m < end; ++m) tile<1>(g, m, block);
+    }
 }
 
 void epilogue(const EpilogueArgs& a) {
