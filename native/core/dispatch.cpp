@@ -33,6 +33,7 @@ struct Slot;
   void max_pool_u8(const PoolArgs&);                      \
   void max_pool_f32(const PoolArgs&);                     \
   void sum_pool(const PoolArgs&);                         \
+  void mean_pool(const PoolArgs&);                        \
   void softmax(const SoftmaxArgs&);                       \
   void probabilities(const ProbabilitiesArgs&);           \
   void layer_norm(const LayerNormArgs&);                  \

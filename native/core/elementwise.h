@@ -98,6 +98,7 @@ struct PoolArgs {  // one result pixel: over `count` rows of n channels
   int n;
   void* y;
   int32_t zero;  // sum: subtracted count times
+  float divisor = 1;  // mean
 };
 using PoolFn = void (*)(const PoolArgs&);
 

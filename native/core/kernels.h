@@ -108,7 +108,7 @@ struct BitLine {
 // and then the epilogue, or with `threshold`: bit n of a row = (acc >= threshold[n]) xor bit n of flip.
 // Packed weights: blocks of 16 columns; segment after segment, words of 32 bits along K: [16 columns].
 struct BitGemmArgs {
-  const uint8_t* a = nullptr;         // row i of a line, segment s, byte k at a + line.a + i * a_step + seg_offset[s] + k
+  const uint8_t* a = nullptr;         // row i, segment s, byte k at a + line.a + i * a_step + seg_offset[s] + k
   const BitLine* line = nullptr;
   int lines = 0;
   int64_t a_step = 0, c_step = 0, r_step = 0, s_step = 0;

@@ -129,8 +129,10 @@ int Builder::readable(int value, const std::vector<int64_t>& begin, const std::v
 
 void build_steps(Plan& plan) {
   Builder b(plan);
-  for (int op = 0; op < int(plan.ops.size()); ++op) {
-    if (b.done.count(op)) continue;
+  for (b.now = 0; b.now < int(plan.ops.size()); ++b.now) {
+    const auto waiting = b.put_off.find(b.now);
+    if (waiting == b.put_off.end() && b.done.count(b.now)) continue;
+    const int op = waiting == b.put_off.end() ? b.now : waiting->second;
     const Entry* found = nullptr;
     for (const Entry& e : kBuilders)
       if (plan.ops[op].kind == e.kind) found = &e;

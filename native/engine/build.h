@@ -21,6 +21,9 @@ class Builder {
   explicit Builder(Plan& plan) : plan(plan) {}
   Plan& plan;
   std::set<int> done;  // ops that another step has taken in
+  int now = -1;        // the op whose place in the order steps have reached
+  // Ops that are built where a later one stands (its number first), so that their step can take that in.
+  std::map<int, int> put_off;
   std::map<int, int> widened;  // f32 values that stand for a bf16 value, not made until a step reads them as f32
   // By last product.
   std::map<int, RealAttention> attentions;

@@ -183,6 +183,7 @@ struct Step {
   int tasks = 1;
   int64_t scratch = 0;             // bytes per thread
   std::vector<int> reads, writes;  // values
+  int over = -1;                   // a value in whose place the first result may lie: read element by element, before
 };
 
 struct Plan {

@@ -185,10 +185,29 @@ def chains() -> Iterator[tuple[Case, Program]]:
     yield case, case.program(case.op("linear_binary", [flat, weight(case, 10, 12 * 11 * 64)], n=12 * 11 * 64))
 
 
+def shortcuts() -> Iterator[tuple[Case, Program]]:
+    """Floats added to products: made after them, made before, and read again later."""
+    for n in (16, 24, 64):
+        case = Case(f"shortcuts of {n} channels by products of signs")
+        shape = (1, 9, 17, n)
+        attrs = {"shape": [n, n, 3, 3], "stride": [1, 1], "pads": [1] * 4, "dilation": [1, 1], "groups": 1}
+        x = first = case.floats(*shape)
+        sums = []
+        for late in (True, False, False, True):
+            t = case.constant(case.rng.standard_normal(n).astype(F32))
+            bits = case.op("sign", [x, t], groups=1)
+            acc = case.op("conv_binary", [bits, weight(case, n, 9 * n)], **attrs)
+            y = case.op("rescale", [acc, case.constant(case.rng.uniform(0.01, 0.1, n).astype(F32))])
+            x = case.op("binary", [y, case.op("binary", [first, x], fn="mul") if late else x], fn="add")
+            sums.append(x)
+        yield case, case.program(case.op("binary", [sums[1], sums[3]], fn="add"))
+
+
 def signs() -> Iterator[tuple[Case, Program]]:
     """All of them."""
     yield from thresholds()
     yield from linears()
     yield from convs()
     yield from lines()
+    yield from shortcuts()
     yield from chains()

@@ -60,7 +60,7 @@ struct BitStep : Step {
   int64_t n = 0, rows = 0;
   bool by_columns = false;
   Pieces pieces;                   // of the columns or the rows
-  std::shared_ptr<const std::vector<int32_t>> base;
+  std::shared_ptr<const Buffer> base;
   // the result as bits, by thresholds on the accumulators
   std::vector<int32_t> threshold;
   std::vector<uint16_t> flip;
@@ -87,7 +87,7 @@ struct BitStep : Step {
     g.b_block = packed->block;
     g.n = int(n1 - n0);
     g.n0 = int(y_base + n0);
-    g.base = base->data();
+    g.base = base->as<int32_t>();
     const int64_t size = e.out == Out::kU8 ? 1 : 4;
     char* result = r.at<char>(tail.result);
     g.c = bits ? result + (y_base + n0) / 8 : result + (y_base + n0) * size;
@@ -221,7 +221,8 @@ void sign_results(BitStep& s, const Plan& plan, const OpNode& op) {
   s.sign_flip.assign(size_t(padded / 16), 0);
   for (int64_t i = 0; i < s.n; ++i) {
     s.sign_at[size_t(i)] = at[s.signs.each ? i : 0];
-    if (!s.signs.flip.empty() && (s.signs.flip[size_t(i / 8)] >> (i % 8) & 1)) s.sign_flip[size_t(i / 16)] |= uint16_t(1u << (i % 16));
+    const bool flip = !s.signs.flip.empty() && (s.signs.flip[size_t(i / 8)] >> (i % 8) & 1);
+    s.sign_flip[size_t(i / 16)] |= uint16_t(unsigned(flip) << (i % 16));
   }
 }
 
@@ -230,8 +231,16 @@ void describe(BitStep& s, const Plan& plan, const OpNode& op) {
   s.site = op.site;
   s.kernel = plan.kernels->row[k_bit_gemm]->symbol;
   s.reads = {s.x, s.tail.residual, s.tail.row_scale};
+  if (s.threshold.empty() && s.rows * s.n == plan.values[s.tail.result].count()) s.over = s.tail.residual;
   s.writes = {s.tail.result};
   if (s.signs_value >= 0) s.writes.push_back(s.signs_value);
+}
+
+// In memory that vectors read without crossing lines.
+std::shared_ptr<const Buffer> aligned(const std::vector<int32_t>& numbers) {
+  auto b = std::make_shared<Buffer>(int64_t(numbers.size() * 4));
+  std::memcpy(b->as<int32_t>(), numbers.data(), numbers.size() * 4);
+  return b;
 }
 
 // What the sum of K products of bits starts from: K and the bias.
@@ -290,6 +299,7 @@ std::vector<int32_t> border_cases(BitStep& s, const Geometry& g, const Columns& 
 
 void build_conv_binary(Builder& b, int number) {
   Plan& plan = b.plan;
+  if (put_off(b, number)) return;
   const OpNode op = plan.ops[number];
   const auto& shape = op.ints("shape");  // [O, C / groups, *kernel]
   const Geometry g = geometry_of(plan, op, shape);
@@ -323,14 +333,14 @@ void build_conv_binary(Builder& b, int number) {
     for (int64_t j = 0; j < g.kernel[1]; ++j)
       for (int64_t k = 0; k < g.kernel[2]; k += per_segment)
         segments.push_back(i * g.dilation[0] * xs.axis[0] + j * g.dilation[1] * xs.axis[1] + k * g.dilation[2] * xs.axis[2]);
-  std::shared_ptr<const std::vector<int32_t>> base;
+  std::shared_ptr<const Buffer> base;
   for (int64_t group = 0; group < g.groups; ++group) {
     auto step = std::make_unique<BitStep>();
     step->packed = plan.model->packed(key_of(plan.values[op.in[1]].index, {group, per_segment}), [&] {
       return pack_bits(w, group * columns, columns, per_segment, pixel, words);
     });
     std::vector<int32_t> cases = border_cases(*step, g, w, depth_and_bias(plan, op, g.out_channels, channels * taps));
-    if (!base) base = std::make_shared<const std::vector<int32_t>>(std::move(cases));
+    if (!base) base = aligned(cases);
     step->base = base;
     step->tail = tail;
     step->tail.finish();
@@ -385,7 +395,7 @@ void build_linear_binary(Builder& b, int number) {
   step->packed = plan.model->packed(key_of(plan.values[op.in[1]].index, {}), [&] {
     return pack_bits(w, 0, n, 1, bytes, words);
   });
-  step->base = std::make_shared<const std::vector<int32_t>>(depth_and_bias(plan, op, n, k));
+  step->base = aligned(depth_and_bias(plan, op, n, k));
   step->tail = std::move(tail);
   step->tail.finish();
   step->fn = plan.kernels->bit_gemm;

@@ -1,5 +1,6 @@
 #include "engine/steps/epilogue.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "engine/layout.h"
@@ -41,7 +42,20 @@ int next(Builder& b, int op, std::initializer_list<const char*> kinds) {
 // Whether a value exists when the step of `op` runs: made by an earlier op, or by a step that took its op in.
 bool made_before(const Builder& b, int value, int op) {
   const int producer = b.plan.values[value].producer;
-  return producer < op || b.done.count(producer) > 0;
+  return producer < std::max(op, b.now) || b.done.count(producer) > 0;
+}
+
+// The sum that alone reads what a rescaling makes, and what it adds: floats of the same sizes. -1: none.
+std::pair<int, int> added(Builder& b, int rescale) {
+  const Plan& plan = b.plan;
+  const int add = next(b, rescale, {"binary"}), scaled = plan.ops[rescale].out[0];
+  if (add < 0 || plan.ops[add].text("fn") != "add") return {-1, -1};
+  const OpNode& sum = plan.ops[add];
+  const int other = sum.in[0] == scaled ? sum.in[1] : sum.in[0];  // addition of two floats commutes, bit for bit
+  const Value& v = plan.values[other];
+  const bool same = v.dims == plan.values[sum.out[0]].dims && other != scaled;
+  if (!same || v.dtype != PW_F32 || v.kind == PW_CONSTANT) return {-1, -1};
+  return {add, other};
 }
 
 void take(Builder& b, Tail& t, int op) {
@@ -106,19 +120,21 @@ Tail make_tail(Builder& b, int op, int64_t columns) {
       t.base.lut = static_cast<const uint8_t*>(plan.constant(plan.ops[table].in[1]).data);
       take(b, t, table);
     }
-  } else if (const int add = next(b, after, {"binary"}); add >= 0 && plan.ops[add].text("fn") == "add") {
-    // a residual in float: same sizes, dense, and made before
-    const OpNode& sum = plan.ops[add];
-    const int other = sum.in[0] == plan.ops[after].out[0] ? sum.in[1] : sum.in[0];
-    const Value& v = plan.values[other];
-    const bool same = v.dims == plan.values[sum.out[0]].dims && other != plan.ops[after].out[0];
-    // addition of two floats commutes, bit for bit
-    if (same && v.dtype == PW_F32 && made_before(b, other, op) && v.kind != PW_CONSTANT) {
-      t.residual = other;
-      take(b, t, add);
-    }
+  } else if (const auto [add, other] = added(b, after); add >= 0 && made_before(b, other, op)) {
+    t.residual = other;
+    take(b, t, add);
   }
   return t;
+}
+
+bool put_off(Builder& b, int op) {
+  const int after = b.now == op ? next(b, op, {"rescale"}) : -1;
+  if (after < 0) return false;
+  const auto [add, other] = added(b, after);
+  if (add < 0 || made_before(b, other, op)) return false;
+  b.put_off[add] = op;
+  b.done.insert({after, add});
+  return true;
 }
 
 namespace {

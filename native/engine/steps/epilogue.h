@@ -27,8 +27,10 @@ struct Tail {
 // Whether the epilogue's float arithmetic gives what this requantization by shifts, of this product, says.
 bool shifts_in_float(const Plan& plan, const OpNode& product, const OpNode& op);
 
+// Whether the op should be built later, where floats are added to its result that are not made yet; then it will be.
+bool put_off(Builder& b, int op);
+
 // Takes in the ops after `op` that its step can do. `columns` is the size of the accumulators' last axis.
-// With `defer`, the returned tail's last op lies after ops that are not built yet: the caller builds it there.
 Tail make_tail(Builder& b, int op, int64_t columns);
 
 }  // namespace pw

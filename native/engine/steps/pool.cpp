@@ -45,7 +45,7 @@ struct PoolStep : Step {
   int32_t zero = 0;
   EpilogueFn epilogue = nullptr;  // sums: what follows
   Tail tail;
-  bool mean = false, count_pads = false;  // floats: the mean of each window
+  bool count_pads = false;  // means: of all taps of a window, outside too
 
   void run(const Run& r, int task, int thread) const override {
     const int64_t lines = w.images * w.out[0] * w.out[1];
@@ -54,27 +54,26 @@ struct PoolStep : Step {
     Epilogue e;
     if (epilogue) e = tail.at(r);
     int32_t* sums = reinterpret_cast<int32_t*>(r.scratch(thread));
+    const char* from_x = r.at<char>(x);
+    char* to_y = r.at<char>(y);
     for (int64_t line = from; line < to; ++line) {
       const int64_t oy = line % w.out[1], od = line / w.out[1] % w.out[0], image = line / (w.out[1] * w.out[0]);
+      const Range depth = inside(0, od), height = inside(1, oy);
+      const char* base = from_x + image * w.x_image * x_size;
+      const int64_t start = image * w.y_image + od * w.y_axis[0] + oy * w.y_axis[1];
       for (int64_t ox = 0; ox < w.out[2]; ++ox) {
+        const Range width = inside(2, ox);
         int count = 0;
-        const char* base = r.at<char>(x) + image * w.x_image * x_size;
-        const Range depth = inside(0, od), height = inside(1, oy), width = inside(2, ox);
         for (int64_t d = depth.first; d < depth.end; d += w.dilation[0])
           for (int64_t i = height.first; i < height.end; i += w.dilation[1])
             for (int64_t j = width.first; j < width.end; j += w.dilation[2])
               taps[size_t(count++)] = base + (d * w.x_axis[0] + i * w.x_axis[1] + j * w.x_axis[2]) * x_size;
-        const int64_t at = image * w.y_image + od * w.y_axis[0] + oy * w.y_axis[1] + ox * w.y_axis[2];
-        char* out = r.at<char>(y) + at * y_size;
-        if (mean) {
-          average(taps.data(), count, reinterpret_cast<float*>(out));
-        } else if (epilogue) {
-          fn({taps.data(), count, int(w.channels), sums, zero});
-          epilogue({sums, out, int(w.channels), &e, e.residual ? e.residual + at : nullptr,
+        const int64_t at = start + ox * w.y_axis[2];
+        void* out = epilogue ? static_cast<void*>(sums) : to_y + at * y_size;
+        fn({taps.data(), count, int(w.channels), out, zero, float(count_pads ? int64_t(taps.size()) : count)});
+        if (epilogue)
+          epilogue({sums, to_y + at * y_size, int(w.channels), &e, e.residual ? e.residual + at : nullptr,
                     e.addend ? e.addend + at : nullptr, 0});
-        } else {
-          fn({taps.data(), count, int(w.channels), out, zero});
-        }
       }
     }
   }
@@ -87,22 +86,6 @@ struct PoolStep : Step {
     const int64_t from = at * w.stride[axis] - w.begin[axis], step = w.dilation[axis];
     const int64_t skipped = from < 0 ? (-from + step - 1) / step * step : 0;
     return {from + skipped, std::min(w.in[axis], from + w.kernel[axis] * step)};
-  }
-
-  void average(const void* const* taps, int count, float* out) const {
-    const float n = float(count_pads ? w.kernel[0] * w.kernel[1] * w.kernel[2] : count);
-    int64_t c = 0;
-    for (; c + 16 <= w.channels; c += 16) {  // of fixed size: vectors
-      float sum[16] = {};
-      for (int i = 0; i < count; ++i)
-        for (int j = 0; j < 16; ++j) sum[j] += static_cast<const float*>(taps[i])[c + j];
-      for (int j = 0; j < 16; ++j) out[c + j] = sum[j] / n;
-    }
-    for (; c < w.channels; ++c) {
-      float sum = 0;
-      for (int i = 0; i < count; ++i) sum += static_cast<const float*>(taps[i])[c];
-      out[c] = sum / n;
-    }
   }
 };
 
@@ -146,9 +129,9 @@ void build_avg_pool(Builder& b, int number) {
   step->x = op.in[0];
   step->y = op.out[0];
   step->w = window_of(b.plan, op, step->y, false);
-  step->mean = true;
+  step->fn = b.plan.kernels->mean_pool;
   step->count_pads = op.flag("count_pads");
-  step->kernel = "mean";
+  step->kernel = b.plan.kernels->row[k_mean_pool]->symbol;
   finish(b, std::move(step), op, op.kind, 8);
 }
 

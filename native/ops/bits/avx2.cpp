@@ -42,8 +42,8 @@ void store(const BitGemmArgs& g, const BitLine& l, const __m256i* total, int m, 
   }
   Epilogue e = *g.epilogue;
   e.bias = none - n;
-  store8(e, acc, n, lanes, l.m0 + m, e.residual ? e.residual + other : nullptr, e.addend ? e.addend + other : nullptr, g.c,
-         at + column);
+  store8(e, acc, n, lanes, l.m0 + m, e.residual ? e.residual + other : nullptr, e.addend ? e.addend + other : nullptr,
+         g.c, at + column);
 }
 
 template <int MR>

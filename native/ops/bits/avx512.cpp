@@ -28,20 +28,27 @@ struct Bits {  // thresholds
   int count;
 
   Bits(const BitGemmArgs& g, const Columns& columns, int column)
-      : c(static_cast<uint8_t*>(g.c) + column / 8), step(g.c_step), threshold(g.threshold + columns.first), count(columns.count) {
+      : c(static_cast<uint8_t*>(g.c) + column / 8),
+        step(g.c_step),
+        threshold(g.threshold + columns.first),
+        count(columns.count) {
     for (int j = 0; j < NB; ++j) {
       counted |= uint64_t(columns.part[j]) << (16 * j);
       flip |= uint64_t(g.flip[columns.first / 16 + j]) << (16 * j);
     }
     flip &= counted;
   }
-  PW_INLINE void operator()(const __m512i* acc, const BitLine& l, int m) const {
+  using Row = uint8_t*;
+  PW_INLINE Row row(const BitLine& l, int m) const { return c + l.c + m * step; }
+  PW_INLINE void put(const __m512i* acc, Row& y) const {
     uint64_t bits = 0;
 #pragma GCC unroll 4
     for (int j = 0; j < NB; ++j)
       bits |= uint64_t(uint16_t(_mm512_cmpge_epi32_mask(acc[j], _mm512_loadu_si512(threshold + 16 * j)))) << (16 * j);
     bits = (bits & counted) ^ flip;
-    std::memcpy(c + l.c + m * step, &bits, size_t(count + 7) / 8);
+    if (count == 16 * NB) std::memcpy(y, &bits, 2 * NB);
+    else std::memcpy(y, &bits, size_t(count + 7) / 8);
+    y += step;
   }
 };
 
@@ -52,8 +59,7 @@ struct Floats {
   const float* addend;
   uint8_t* signs;
   int64_t c_step, r_step, s_step;
-  __m512 multiplier[NB], bias[NB];
-  const float* sign_at;
+  __m512 multiplier[NB], bias[NB], sign_at[NB];
   uint64_t flip = 0, counted = 0;
   __mmask16 part[NB];
   int count;
@@ -67,34 +73,44 @@ struct Floats {
     r_step = g.r_step;
     s_step = g.s_step;
     count = columns.count;
-    sign_at = sign ? g.sign_at + columns.first : nullptr;
     for (int j = 0; j < NB; ++j) {
       multiplier[j] = _mm512_loadu_ps(e.multiplier + columns.first + 16 * j);
-      bias[j] = e.bias_f32 ? _mm512_loadu_ps(e.bias_f32 + columns.first + 16 * j) : _mm512_set1_ps(-0.0f);  // x + -0 = x
+      bias[j] = _mm512_set1_ps(-0.0f);  // x + -0 = x
+      if (e.bias_f32) bias[j] = _mm512_loadu_ps(e.bias_f32 + columns.first + 16 * j);
       part[j] = columns.part[j];
       counted |= uint64_t(part[j]) << (16 * j);
-      if (sign) flip |= uint64_t(g.sign_flip[columns.first / 16 + j]) << (16 * j);
+      if (!sign) continue;
+      sign_at[j] = _mm512_loadu_ps(g.sign_at + columns.first + 16 * j);
+      flip |= uint64_t(g.sign_flip[columns.first / 16 + j]) << (16 * j);
     }
     flip &= counted;
   }
-  PW_INLINE void operator()(const __m512i* acc, const BitLine& l, int m) const {
-    const float* from = addend + l.r + m * r_step;
-    float* to = c + l.c + m * c_step;
+  struct Row {
+    float* to;
+    const float* from;
+    uint8_t* signs;
+  };
+  PW_INLINE Row row(const BitLine& l, int m) const {
+    return {c + l.c + m * c_step, add ? addend + l.r + m * r_step : nullptr, sign ? signs + l.s + m * s_step : nullptr};
+  }
+  PW_INLINE void put(const __m512i* acc, Row& y) const {
     uint64_t bits = 0;
 #pragma GCC unroll 4
     for (int j = 0; j < NB; ++j) {
       __m512 t = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[j]), multiplier[j]), bias[j]);
-      if (add) t = _mm512_add_ps(t, whole ? _mm512_loadu_ps(from + 16 * j) : _mm512_maskz_loadu_ps(part[j], from + 16 * j));
-      if (whole) _mm512_storeu_ps(to + 16 * j, t);
-      else _mm512_mask_storeu_ps(to + 16 * j, part[j], t);
-      if (sign)
-        bits |= uint64_t(uint16_t(_mm512_cmp_ps_mask(t, _mm512_loadu_ps(sign_at + 16 * j), _CMP_GE_OQ))) << (16 * j);
+      const float* from = y.from + 16 * j;
+      if (add) t = _mm512_add_ps(t, whole ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(part[j], from));
+      if (whole) _mm512_storeu_ps(y.to + 16 * j, t);
+      else _mm512_mask_storeu_ps(y.to + 16 * j, part[j], t);
+      if (sign) bits |= uint64_t(uint16_t(_mm512_cmp_ps_mask(t, sign_at[j], _CMP_GE_OQ))) << (16 * j);
     }
+    y.to += c_step;
+    if (add) y.from += r_step;
     if (!sign) return;
-    uint8_t* y = signs + l.s + m * s_step;
     if (!whole) bits &= counted;
     bits ^= flip;
-    std::memcpy(y, &bits, whole ? size_t(2 * NB) : size_t(count + 7) / 8);
+    std::memcpy(y.signs, &bits, whole ? size_t(2 * NB) : size_t(count + 7) / 8);
+    y.signs += s_step;
   }
 };
 
@@ -105,11 +121,19 @@ struct Rest {
   int column;
   const Finish& f;
 
-  PW_INLINE void operator()(const __m512i* acc, const BitLine& l, int m) const {
+  struct Row {
+    int64_t at, other;
+    int number;
+  };
+  PW_INLINE Row row(const BitLine& l, int m) const {
+    return {l.c + m * g.c_step + column, l.r + m * g.r_step + column, l.m0 + m};
+  }
+  PW_INLINE void put(const __m512i* acc, Row& y) const {
     const Epilogue& e = f.e;
-    const int64_t other = l.r + m * g.r_step + column;
-    store_row<NB, path>(f, acc, columns, l.m0 + m, e.residual ? e.residual + other : nullptr,
-                        e.addend ? e.addend + other : nullptr, g.c, l.c + m * g.c_step + column);
+    store_row<NB, path>(f, acc, columns, y.number++, e.residual ? e.residual + y.other : nullptr,
+                        e.addend ? e.addend + y.other : nullptr, g.c, y.at);
+    y.at += g.c_step;
+    y.other += g.r_step;
   }
 };
 
@@ -121,18 +145,20 @@ PW_INLINE void with_store(const BitGemmArgs& g, const Finish& f, int block, F bo
   const Epilogue& e = *g.epilogue;
   if (g.threshold) return body(Bits<NB>(g, columns, column));
   if (e.out == Out::kF32 && !e.row_scale && !e.row_zero) {
-    const bool whole = columns.count == 16 * NB;
-    if (e.addend && g.signs)
-      return whole ? body(Floats<NB, true, true, true>(g, columns, column)) : body(Floats<NB, true, true, false>(g, columns, column));
-    if (g.signs)
-      return whole ? body(Floats<NB, false, true, true>(g, columns, column)) : body(Floats<NB, false, true, false>(g, columns, column));
-    return e.addend ? body(Floats<NB, true, false, false>(g, columns, column)) : body(Floats<NB, false, false, false>(g, columns, column));
+    const bool whole = columns.count == 16 * NB, add = e.addend;
+    if (!g.signs && add) return body(Floats<NB, true, false, false>(g, columns, column));
+    if (!g.signs) return body(Floats<NB, false, false, false>(g, columns, column));
+    if (add && whole) return body(Floats<NB, true, true, true>(g, columns, column));
+    if (add) return body(Floats<NB, true, true, false>(g, columns, column));
+    if (whole) return body(Floats<NB, false, true, true>(g, columns, column));
+    return body(Floats<NB, false, true, false>(g, columns, column));
   }
   with_path(path_of(e), [&](auto p) { body(Rest<NB, p()>{g, columns, column, f}); });
 }
 
 template <int MR, int NB, bool last>
-PW_INLINE void step(__m512i (&acc)[MR][NB], const uint8_t* a, int64_t a_step, const uint32_t* b, int64_t b_block, __m512i tail) {
+PW_INLINE void step(__m512i (&acc)[MR][NB], const uint8_t* a, int64_t a_step, const uint32_t* b, int64_t b_block,
+                    __m512i tail) {
   __m512i w[NB];
 #pragma GCC unroll 4
   for (int j = 0; j < NB; ++j) w[j] = _mm512_loadu_si512(b + j * b_block);
@@ -140,8 +166,28 @@ PW_INLINE void step(__m512i (&acc)[MR][NB], const uint8_t* a, int64_t a_step, co
   for (int i = 0; i < MR; ++i) {
     const __m512i x = word(a + i * a_step);
 #pragma GCC unroll 4
-    for (int j = 0; j < NB; ++j)
-      add32(acc[i][j], _mm512_popcnt_epi32(last ? _mm512_ternarylogic_epi32(x, w[j], tail, 0x28) : _mm512_xor_si512(x, w[j])));
+    for (int j = 0; j < NB; ++j) {
+      constexpr int xor_and = 0x28;
+      const __m512i differ = last ? _mm512_ternarylogic_epi32(x, w[j], tail, xor_and) : _mm512_xor_si512(x, w[j]);
+      add32(acc[i][j], _mm512_popcnt_epi32(differ));
+    }
+  }
+}
+
+// Rows of a line from row m on, twice their counts given.
+template <int MR, int NB, class Store>
+PW_INLINE void put_rows(const BitGemmArgs& g, const Store& store, const BitLine& l, int m, int column,
+                        const __m512i* counts) {
+  const int32_t* start = g.base + l.base + g.n0 + column;
+  const int32_t* border = g.border ? g.border + l.first + m : nullptr;
+  auto to = store.row(l, m);
+#pragma GCC unroll 1
+  for (const __m512i* end = counts + MR * NB; counts != end; counts += NB) {
+    const int32_t* base = border ? start + *border++ : start;
+    __m512i acc[NB];
+#pragma GCC unroll 4
+    for (int j = 0; j < NB; ++j) acc[j] = _mm512_sub_epi32(_mm512_loadu_si512(base + 16 * j), counts[j]);
+    store.put(acc, to);
   }
 }
 
@@ -169,15 +215,12 @@ PW_INLINE int tiles(const BitGemmArgs& g, const Store& store, const BitLine& l, 
         b += 16;
       }
     }
+    __m512i done[MR * NB];
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const int32_t* base = g.base_of(l, m + i) + column;
-      __m512i done[NB];
+    for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < NB; ++j)
-        done[j] = _mm512_sub_epi32(_mm512_loadu_si512(base + 16 * j), _mm512_add_epi32(acc[i][j], acc[i][j]));
-      store(done, l, m + i);
-    }
+      for (int j = 0; j < NB; ++j) done[i * NB + j] = _mm512_add_epi32(acc[i][j], acc[i][j]);
+    put_rows<MR, NB>(g, store, l, m, column, done);
   }
   return m;
 }
@@ -229,18 +272,17 @@ struct Pairs {
         const uint8_t* from = a + at[t];
         const __m512i weights = w[t];
 #pragma GCC unroll 8
-        for (int i = 0; i < pairs; ++i) add16(acc[i], _mm512_popcnt_epi16(_mm512_xor_si512(word(from + 4 * i), weights)));
+        for (int i = 0; i < pairs; ++i)
+          add16(acc[i], _mm512_popcnt_epi16(_mm512_xor_si512(word(from + 4 * i), weights)));
       }
-      const __m512i low = _mm512_set1_epi32(0xffff);
+      __m512i done[2 * pairs];
 #pragma GCC unroll 8
       for (int i = 0; i < pairs; ++i) {
-        const int32_t *first = g.base_of(l, m + 2 * i) + 16 * block, *second = g.base_of(l, m + 2 * i + 1) + 16 * block;
         const __m512i twice = _mm512_add_epi16(acc[i], acc[i]);
-        const __m512i even = _mm512_sub_epi32(_mm512_loadu_si512(first), _mm512_and_si512(twice, low));
-        const __m512i odd = _mm512_sub_epi32(_mm512_loadu_si512(second), _mm512_srli_epi32(twice, 16));
-        store(&even, l, m + 2 * i);
-        store(&odd, l, m + 2 * i + 1);
+        done[2 * i] = _mm512_and_si512(twice, _mm512_set1_epi32(0xffff));
+        done[2 * i + 1] = _mm512_srli_epi32(twice, 16);
       }
+      put_rows<2 * pairs, 1>(g, store, l, m, 16 * block, done);
     }
     return m;
   }

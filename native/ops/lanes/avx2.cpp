@@ -64,6 +64,20 @@ void sum_pool(const PoolArgs& a) {
   }
 }
 
+void mean_pool(const PoolArgs& a) {
+  int c = 0;
+  for (; c + 8 <= a.n; c += 8) {
+    __m256 sum = _mm256_setzero_ps();
+    for (int i = 0; i < a.count; ++i) sum = _mm256_add_ps(sum, _mm256_loadu_ps(static_cast<const float*>(a.x[i]) + c));
+    _mm256_storeu_ps(static_cast<float*>(a.y) + c, _mm256_div_ps(sum, _mm256_set1_ps(a.divisor)));
+  }
+  for (; c < a.n; ++c) {
+    float sum = 0;
+    for (int i = 0; i < a.count; ++i) sum += static_cast<const float*>(a.x[i])[c];
+    static_cast<float*>(a.y)[c] = sum / a.divisor;
+  }
+}
+
 }  // namespace pw::avx2
 
 #endif  // __AVX2__

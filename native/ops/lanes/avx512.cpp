@@ -129,6 +129,14 @@ void sum_pool(const PoolArgs& a) {
   }
 }
 
+void mean_pool(const PoolArgs& a) {
+  for (int c = 0; c < a.n; c += 16) {
+    V sum = set1(0);
+    for (int i = 0; i < a.count; ++i) sum = sum + load(static_cast<const float*>(a.x[i]) + c, a.n - c, 0);
+    store(static_cast<float*>(a.y) + c, a.n - c, sum / set1(a.divisor));
+  }
+}
+
 }  // namespace pw::avx512
 
 #endif  // __AVX512VNNI__

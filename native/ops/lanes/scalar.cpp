@@ -77,6 +77,14 @@ void sum_pool(const PoolArgs& a) {
   }
 }
 
+void mean_pool(const PoolArgs& a) {
+  for (int c = 0; c < a.n; ++c) {
+    float sum = 0;
+    for (int i = 0; i < a.count; ++i) sum += static_cast<const float*>(a.x[i])[c];
+    static_cast<float*>(a.y)[c] = sum / a.divisor;
+  }
+}
+
 void softmax(const SoftmaxArgs& a) {
   float best = -INFINITY;
   for (int i = 0; i < a.n; ++i) best = fn::maximum(a.x[i], best);
