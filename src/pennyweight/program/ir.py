@@ -9,8 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -39,12 +38,48 @@ DTYPES: dict[str, tuple[str, int]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
+class Record:
+    """Named fields, in order: equal where they are, shown by name, copied with changes by `replace`.
+
+    What `dataclasses` would make at every import of this module, written once: three milliseconds of a start.
+    """
+
+    __slots__: tuple[str, ...] = ()
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, n) == getattr(other, n) for n in self.__slots__)
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, n) for n in self.__slots__))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in self.__slots__)})"
+
+    def __reduce__(self) -> Any:
+        return type(self), tuple(getattr(self, n) for n in self.__slots__)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def replace(record: R, **changes: Any) -> R:
+    """A copy with other values of some fields.
+
+    Raises:
+        TypeError: on a name that is no field.
+    """
+    return type(record)(**{**{n: getattr(record, n) for n in record.__slots__}, **changes})
+
+
+class TensorType(Record):
     """Element type and shape of a value."""
 
-    dtype: str
-    shape: tuple[Dim, ...]
+    __slots__ = ("dtype", "shape")
+
+    def __init__(self, dtype: str, shape: tuple[Dim, ...]) -> None:
+        self.dtype, self.shape = dtype, shape
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -61,12 +96,13 @@ class TensorType:
         return self.shape  # type: ignore[return-value]
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
+class Constant(Record):
     """A stored tensor: its element type (numpy has no bf16 and no u4) and its data."""
 
-    dtype: str
-    data: Array
+    __slots__ = ("data", "dtype")
+
+    def __init__(self, dtype: str, data: Array) -> None:
+        self.dtype, self.data = dtype, data
 
     @property
     def type(self) -> TensorType:
@@ -74,8 +110,7 @@ class Constant:
         return TensorType(self.dtype, tuple(self.data.shape))
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
+class Op(Record):
     """One operation.
 
     Attributes:
@@ -86,15 +121,22 @@ class Op:
         site: module path or call that it came from, for messages and reports.
     """
 
-    kind: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attrs: dict[str, Any] = field(default_factory=dict)
-    site: str = ""
+    __slots__ = ("attrs", "inputs", "kind", "outputs", "site")
+
+    def __init__(
+        self,
+        kind: str,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        attrs: dict[str, Any] | None = None,
+        site: str = "",
+    ) -> None:
+        self.kind, self.inputs, self.outputs = kind, inputs, outputs
+        self.attrs: dict[str, Any] = {} if attrs is None else attrs
+        self.site = site
 
 
-@dataclass
-class Program:
+class Program(Record):
     """Inputs, constants, ops in order, outputs.
 
     Attributes:
@@ -107,13 +149,23 @@ class Program:
         meta: text about where it came from (recipe, journal, versions).
     """
 
-    inputs: dict[str, TensorType]
-    outputs: list[str]
-    ops: list[Op]
-    constants: dict[str, Constant]
-    symbols: dict[str, int] = field(default_factory=dict)
-    tree: Any = 0
-    meta: dict[str, Any] = field(default_factory=dict)
+    __slots__ = ("constants", "inputs", "meta", "ops", "outputs", "symbols", "tree")
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __init__(
+        self,
+        inputs: dict[str, TensorType],
+        outputs: list[str],
+        ops: list[Op],
+        constants: dict[str, Constant],
+        symbols: dict[str, int] | None = None,
+        tree: Any = 0,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        self.inputs, self.outputs, self.ops, self.constants = inputs, outputs, ops, constants
+        self.symbols: dict[str, int] = {} if symbols is None else symbols
+        self.tree = tree
+        self.meta: dict[str, Any] = {} if meta is None else meta
 
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops)

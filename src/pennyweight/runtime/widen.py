@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from pennyweight.program.ir import Constant, Op, Program
+from pennyweight.program.ir import Constant, Op, Program, replace
 from pennyweight.program.ops import definitions, real
 from pennyweight.program.ops.levels import decoded_levels
 

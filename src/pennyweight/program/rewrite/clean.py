@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 
-from pennyweight.program.ir import Constant, Op, Program, resolve
+from pennyweight.program.ir import Constant, Op, Program, replace, resolve
 from pennyweight.program.ops import definitions
 from pennyweight.program.rewrite.graph import rebuilt
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pennyweight.program.ir import Array, Op, Program
+from pennyweight.program.ir import Array, Op, Program, replace
 from pennyweight.program.rewrite.graph import View, add_constant, rebuilt
 
 PRODUCTS = ("conv_f32", "linear_f32")

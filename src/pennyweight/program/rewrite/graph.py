@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from pennyweight.errors import VerifyError
-from pennyweight.program.ir import Array, Constant, Op, Program, TensorType
+from pennyweight.program.ir import Array, Constant, Op, Program, TensorType, replace
 from pennyweight.program.verify import infer
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from pennyweight.program.ir import Op, Program
+from pennyweight.program.ir import Op, Program, replace
 from pennyweight.program.rewrite.graph import Names, View, add_constant, rebuilt
 
 Perm = tuple[int, ...]

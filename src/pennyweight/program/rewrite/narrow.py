@@ -6,9 +6,7 @@ bits themselves, and what it rounded is what everybody else reads: a value is ke
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from pennyweight.program.ir import Op, Program
+from pennyweight.program.ir import Op, Program, replace
 from pennyweight.program.rewrite.graph import Names, View, rebuilt
 
 MOVES = frozenset({"reshape", "transpose", "slice", "concat", "expand", "upsample", "max_pool"})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pennyweight.program.ir import Op, Program
+from pennyweight.program.ir import Op, Program, replace
 from pennyweight.program.ops.shifts import GREATEST, LEAST
 
 

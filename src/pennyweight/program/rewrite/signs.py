@@ -7,12 +7,11 @@ value is found by bisection with f as the interpreter computes it: nothing is ro
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pennyweight.program.ir import Array, Op, Program
+from pennyweight.program.ir import Array, Op, Program, replace
 from pennyweight.program.ops.functions import clip
 from pennyweight.program.rewrite.graph import View, add_constant, rebuilt
 
