@@ -8,7 +8,7 @@ namespace pw {
 namespace {
 
 constexpr int64_t kFewRows = 8;
-constexpr int64_t kFewRowsOfTiles = 4;  // from here on tiles on expanded weights win, if the cache holds those
+constexpr int64_t kFewRowsOfTiles = 3;  // more are faster on expanded weights and tiles, if the cache holds the weights
 constexpr int64_t kCached = int64_t(2) << 20;
 constexpr int64_t kDeepest = 65536;  // sums of bytes as they are stay inside int32
 
@@ -140,7 +140,9 @@ bool build_linear_bits(Builder& b, int number) {
   const Coded w = coded(plan, unpack);
   const int64_t n = w.rows, k = w.columns, rows = k ? plan.values[op.in[0]].count() / k : 0;
   if (rows == 0 || n == 0 || rows > kFewRows || k > kDeepest) return false;
-  if (plan.kernels->isa == kAmx && rows > kFewRowsOfTiles && n * k < kCached) return false;
+  // without tiles: more than four rows are decoded for twice, which eight rows are worth
+  const bool many = plan.kernels->isa == kAmx ? rows > kFewRowsOfTiles : rows > kFewRows / 2 && rows < kFewRows;
+  if (many && n * k < kCached) return false;
   Tail tail = make_tail(b, number, n);
   const std::vector<int64_t> none(size_t(plan.values[op.in[0]].rank()), 0);
   const int x = b.readable(op.in[0], none, none, 0);

@@ -43,7 +43,8 @@ struct Fields {  // of a vector of bytes, as operands of products
 
 // MR rows times one panel; phases along K keep enough sums under way.
 template <int MR, int BITS>
-PW_INLINE void panel(const GemmBitsArgs& g, const Finish& f, const __m512i* sums, __m512i table, int m, int column) {
+__attribute__((noinline)) void panel(const GemmBitsArgs& g, const Finish& f, const __m512i* sums, __m512i table, int m,
+                                     int column) {
   constexpr int kBlocks = BITS == 1 ? 8 : 4, kFields = 8 / BITS, kVectors = kBlocks / kFields;
   constexpr int kPhases = MR * kBlocks >= 12 ? 1 : MR * kBlocks >= 8 ? 2 : 4;
   __m512i acc[kPhases][MR][kBlocks];
@@ -132,25 +133,25 @@ PW_INLINE void panel(const GemmBitsArgs& g, const Finish& f, const __m512i* sums
   }
 }
 
-template <int MR, int BITS>
-__attribute__((noinline)) void rows(const GemmBitsArgs& g, const Finish& f, int m) {
-  __m512i sums[MR], table = _mm512_setzero_si512();
-  if constexpr (BITS == 4) table = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(g.table)));
-  else
-    for (int i = 0; i < MR; ++i) sums[i] = row_sum(g.a + (m + i) * g.lda, g.k);
-  for (int column = 0; column < g.n; column += BITS == 1 ? 128 : 64) panel<MR, BITS>(g, f, sums, table, m, column);
-}
-
+// All rows take a panel before the next one is read.
 template <int BITS>
 void all_rows(const GemmBitsArgs& g) {
   const Finish f(*g.epilogue);
-  constexpr int kMost = BITS == 1 ? 2 : 4;
-  for (int m = 0; m < g.m;) {
-    const int left = g.m - m;
-    if (kMost == 4 && left >= 4) rows<kMost, BITS>(g, f, m), m += kMost;
-    else if (kMost == 4 && left == 3) rows<kMost - kMost / 4, BITS>(g, f, m), m += 3;
-    else if (left >= 2) rows<2, BITS>(g, f, m), m += 2;
-    else rows<1, BITS>(g, f, m), m += 1;
+  constexpr int kMost = BITS == 1 ? 2 : 4, kRows = 8;
+  __m512i sums[kRows], table = _mm512_setzero_si512();
+  if (BITS == 4) table = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(g.table)));
+  for (int first = 0; first < g.m; first += kRows) {
+    const int end = g.m - first < kRows ? g.m : first + kRows;
+    for (int m = first; BITS < 4 && m < end; ++m) sums[m - first] = row_sum(g.a + m * g.lda, g.k);
+    for (int column = 0; column < g.n; column += BITS == 1 ? 128 : 64)
+      for (int m = first; m < end;) {
+        const __m512i* s = sums + (m - first);
+        const int left = end - m;
+        if (kMost == 4 && left >= 4) panel<kMost, BITS>(g, f, s, table, m, column), m += kMost;
+        else if (kMost == 4 && left == 3) panel<kMost - kMost / 4, BITS>(g, f, s, table, m, column), m += 3;
+        else if (left >= 2) panel<2, BITS>(g, f, s, table, m, column), m += 2;
+        else panel<1, BITS>(g, f, s, table, m, column), m += 1;
+      }
   }
 }
 
