@@ -27,21 +27,26 @@ PW_REAL_INLINE __m512i upper(__m512 x) {
   return _mm512_mask_or_epi32(y, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
 }
 
-template <int P, bool Whole>
-PW_REAL_INLINE void store_pairs(const DepthwiseF32Args& d, int first, int channel, __mmask32 mask, Pair (&acc)[P]) {
+// Results that are floats, or to which something is added.
+__attribute__((noinline)) void store_each(const DepthwiseF32Args& d, int first, int channel, int count, const Pair* acc) {
   const RealTail& t = d.tail;
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const int left = d.channels - channel;
+  for (int i = 0; i < count; ++i) {
+    const int64_t at = (first + i) * d.y_pixel + channel;
+    store_real(t, _mm512_permutex2var_ps(acc[i].even, low, acc[i].odd), first + i, channel, left, d.y, at);
+    if (left > 16)
+      store_real(t, _mm512_permutex2var_ps(acc[i].even, high, acc[i].odd), first + i, channel + 16, left - 16, d.y,
+                 at + 16);
+  }
+}
+
+template <int P, bool Whole>
+PW_REAL_INLINE void store_pairs(const DepthwiseF32Args& d, int first, int channel, __mmask32 mask, Pair (&acc)[P]) {
+  const RealTail& t = d.tail;
   if (!t.out_bf16 || t.addend) {
-#pragma GCC unroll 8
-    for (int i = 0; i < P; ++i) {
-      const int64_t at = (first + i) * d.y_pixel + channel;
-      const int left = d.channels - channel;
-      store_real(t, _mm512_permutex2var_ps(acc[i].even, low, acc[i].odd), first + i, channel, left, d.y, at);
-      if (left > 16)
-        store_real(t, _mm512_permutex2var_ps(acc[i].even, high, acc[i].odd), first + i, channel + 16, left - 16, d.y,
-                   at + 16);
-    }
+    store_each(d, first, channel, P, acc);
     return;
   }
   Pair bias = {_mm512_setzero_ps(), _mm512_setzero_ps()};
