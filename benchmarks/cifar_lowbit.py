@@ -187,11 +187,19 @@ def train(args: argparse.Namespace) -> None:
     model = prepared(args.format, args.slope, data, args.format == "w1a1" or not args.compile)
     model = model.to(memory_format=torch.channels_last)
     lr = args.lr or (0.002 if signs else 0.01)
-    total = args.epochs * data.steps
+    steps = args.steps or data.steps
+    total = args.epochs * steps
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{args.format}{args.name}_{args.epochs}.pt"
-    about = {"format": args.format, "epochs": args.epochs, "lr": lr, "decay": args.decay, "slope": args.slope}
+    about = {
+        "format": args.format,
+        "epochs": args.epochs,
+        "steps": steps,
+        "lr": lr,
+        "decay": args.decay,
+        "slope": args.slope,
+    }
     seeds = iter(range(1000))
 
     def save(done: int) -> None:
@@ -201,7 +209,7 @@ def train(args: argparse.Namespace) -> None:
         seed = next(seeds)
         if seed:
             save(seed)
-        return data.epoch(seed + 1)
+        return itertools.islice(data.epoch(seed + 1), steps)
 
     optimizer = None
     if signs:
@@ -215,7 +223,7 @@ def train(args: argparse.Namespace) -> None:
     if args.compile:
         trained, teacher = torch.compile(model), torch.compile(teacher)
     done = training.fit(
-        trained, epoch, epochs=args.epochs, steps_per_epoch=data.steps, lr=lr, weight_decay=args.decay,
+        trained, epoch, epochs=args.epochs, steps_per_epoch=steps, lr=lr, weight_decay=args.decay,
         teacher=teacher, amp=True, reestimate=0, schedule=schedule, loss=Watch(args.limit), optimizer=optimizer,
         progress=False,
     )  # fmt: skip
@@ -262,6 +270,7 @@ def main() -> None:
     one = verbs.add_parser("train")
     one.add_argument("--format", choices=FORMATS, required=True)
     one.add_argument("--epochs", type=int, default=3)
+    one.add_argument("--steps", type=int, default=0, help="of an epoch; all by default")
     one.add_argument("--lr", type=float)
     one.add_argument("--decay", type=float, default=0.0)
     one.add_argument("--slope", default="approx", choices=("approx", "ede", "clipped", "swish"))
