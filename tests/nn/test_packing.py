@@ -97,7 +97,7 @@ def test_layers_stay_packed_from_module_to_kernel(grid, dynamic, tmp_path):
     np.testing.assert_allclose(got, want.detach().numpy(), atol=1e-4)
     name = next(iter(program.inputs))
     for isa in supported_isas():
-        for rows in (1, 4, 9):
+        for rows in (1, 3, 9):
             inputs = {name: np.ascontiguousarray(np.resize(x.numpy(), (rows, 2, 6, 6)))}
             engine = Engine(widened(program), isa=isa, threads=1)
             kernels = [s["kernel"].rpartition("::")[2] for s in engine.steps(inputs)]

@@ -58,10 +58,14 @@ class Record:
         return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in self.__slots__)})"
 
     def __reduce__(self) -> Any:
-        return type(self), tuple(getattr(self, n) for n in self.__slots__)
+        return _made, (type(self), {n: getattr(self, n) for n in self.__slots__})
 
 
 R = TypeVar("R", bound=Record)
+
+
+def _made(kind: type[R], fields: dict[str, Any]) -> R:
+    return kind(**fields)
 
 
 def replace(record: R, **changes: Any) -> R:
@@ -99,7 +103,7 @@ class TensorType(Record):
 class Constant(Record):
     """A stored tensor: its element type (numpy has no bf16 and no u4) and its data."""
 
-    __slots__ = ("data", "dtype")
+    __slots__ = ("dtype", "data")  # noqa: RUF023 (the order of the constructor)
 
     def __init__(self, dtype: str, data: Array) -> None:
         self.dtype, self.data = dtype, data
@@ -121,7 +125,7 @@ class Op(Record):
         site: module path or call that it came from, for messages and reports.
     """
 
-    __slots__ = ("attrs", "inputs", "kind", "outputs", "site")
+    __slots__ = ("kind", "inputs", "outputs", "attrs", "site")  # noqa: RUF023 (the order of the constructor)
 
     def __init__(
         self,
@@ -149,7 +153,7 @@ class Program(Record):
         meta: text about where it came from (recipe, journal, versions).
     """
 
-    __slots__ = ("constants", "inputs", "meta", "ops", "outputs", "symbols", "tree")
+    __slots__ = ("inputs", "outputs", "ops", "constants", "symbols", "tree", "meta")  # noqa: RUF023 (the order of the constructor)
     __hash__ = None  # type: ignore[assignment]  # it changes
 
     def __init__(
