@@ -86,7 +86,7 @@ struct GemmStep : Step {
       for (; index[3] < count[3] && i < k; ++index[3], ++i) {
         x_at[i] = xo + index[3] * x_step[3];
         y_at[i] = index[3] < valid ? yo + index[3] * y_step[3] : -1;
-        r_at[i] = ro + index[3] * r_step[3];
+        r_at[i] = ro + std::min(index[3], valid - 1) * r_step[3];  // read, though nothing is stored
       }
       if (index[3] == count[3]) {
         index[3] = 0;
