@@ -5,8 +5,8 @@
 #include "engine/layout.h"
 #include "engine/pieces.h"
 #include "engine/steps/epilogue.h"
-#include "engine/steps/geometry.h"
 #include "engine/steps/signs.h"
+#include "engine/steps/walk.h"
 
 namespace pw {
 namespace {
@@ -49,10 +49,9 @@ struct BitStep : Step {
   std::shared_ptr<const Packed> packed;
   Tail tail;
   int x;
-  // rows in nested loops: image, three spatial axes; bytes of x, elements of the result and the residual
-  int64_t count[4] = {1, 1, 1, 1}, x_step[4] = {}, y_step[4] = {}, r_step[4] = {};
+  Walk walk;
   std::vector<int32_t> border[4];  // per axis and place: what it adds to the index into `base`
-  int64_t x_base = 0, y_base = 0;  // bytes for padding and group; columns of the group
+  int64_t y_base = 0;              // columns of the group
   std::vector<int64_t> segments;
   int seg_words = 1;
   uint32_t last_word = ~0u;
@@ -78,7 +77,7 @@ struct BitStep : Step {
     const bool bits = !threshold.empty();
     const Epilogue e = tail.at(r);
     BitGemmArgs g;
-    g.a = r.at<uint8_t>(x) + x_base;
+    g.a = r.at<uint8_t>(x) + walk.x_base;
     g.segments = int(segments.size());
     g.seg_offset = segments.data();
     g.seg_words = seg_words;
@@ -104,9 +103,9 @@ struct BitStep : Step {
     if (!sign) g.signs = signs_to;
     g.sign_at = sign_at.data();
     g.sign_flip = sign_flip.data();
-    g.a_step = x_step[3];
-    g.c_step = y_step[3];
-    g.r_step = r_step[3];
+    g.a_step = walk.x_step[3];
+    g.c_step = walk.y_step[3];
+    g.r_step = walk.r_step[3];
     g.s_step = s_step[3];
     g.border = border[3].empty() ? nullptr : border[3].data();
     constexpr int kLines = 64;
@@ -117,27 +116,24 @@ struct BitStep : Step {
       for (; g.lines < kLines && m < m1; m += line[g.lines++].m) line[g.lines] = line_of(m, m1);
       fn(g);
       for (int i = 0; i < g.lines && sign; ++i)
-        signs.run(sign, size, result + line[i].c * size, y_step[3], signs_to + line[i].s, s_step[3], line[i].m);
+        signs.run(sign, size, result + line[i].c * size, walk.y_step[3], signs_to + line[i].s, s_step[3], line[i].m);
     }
   }
 
   // The rows from `first` on that lie evenly, but none from `end` on.
   BitLine line_of(int64_t first, int64_t end) const {
-    int64_t index[4], rest = first;
-    for (int a = 3; a >= 0; --a) {
-      index[a] = rest % count[a];
-      rest /= count[a];
-    }
+    int64_t index[4];
+    walk.places(first, index);
     BitLine l;
     for (int a = 0; a < 4; ++a) {
-      l.a += index[a] * x_step[a];
-      l.c += index[a] * y_step[a];
-      l.r += index[a] * r_step[a];
+      l.a += index[a] * walk.x_step[a];
+      l.c += index[a] * walk.y_step[a];
+      l.r += index[a] * walk.r_step[a];
       l.s += index[a] * s_step[a];
       if (a < 3 && !border[a].empty()) l.base += border[a][size_t(index[a])];
     }
     l.first = int(index[3]);
-    l.m = int(std::min(count[3] - index[3], end - first));
+    l.m = int(std::min(walk.count[3] - index[3], end - first));
     l.m0 = int(first);
     return l;
   }
@@ -328,11 +324,7 @@ void build_conv_binary(Builder& b, int number) {
   const bool joined = g.groups == 1 && g.dilation[2] == 1 && (xs.axis[2] == pixel || g.kernel[2] == 1);
   const int64_t per_segment = joined ? g.kernel[2] : 1, words = (per_segment * pixel + 3) / 4;
   const int64_t used = per_segment * pixel % 4;
-  std::vector<int64_t> segments;
-  for (int64_t i = 0; i < g.kernel[0]; ++i)
-    for (int64_t j = 0; j < g.kernel[1]; ++j)
-      for (int64_t k = 0; k < g.kernel[2]; k += per_segment)
-        segments.push_back(i * g.dilation[0] * xs.axis[0] + j * g.dilation[1] * xs.axis[1] + k * g.dilation[2] * xs.axis[2]);
+  const std::vector<int64_t> segments = taps_of(g, xs, joined);
   std::shared_ptr<const Buffer> base;
   for (int64_t group = 0; group < g.groups; ++group) {
     auto step = std::make_unique<BitStep>();
@@ -350,19 +342,9 @@ void build_conv_binary(Builder& b, int number) {
     step->seg_words = int(words);
     step->last_word = used ? (1u << (8 * used)) - 1 : ~0u;
     step->n = columns;
-    step->count[0] = g.batch;
-    step->x_step[0] = xs.image;
-    step->y_step[0] = ys.image;
-    step->r_step[0] = rs.image;
-    step->x_base = group * pixel;
+    step->walk = Walk::over(g, xs, ys, rs);
+    step->walk.x_base += group * pixel;
     step->y_base = group * columns;
-    for (int a = 0; a < 3; ++a) {
-      step->count[a + 1] = g.out[a];
-      step->x_step[a + 1] = g.stride[a] * xs.axis[a];
-      step->y_step[a + 1] = ys.axis[a];
-      step->r_step[a + 1] = rs.axis[a];
-      step->x_base -= g.begin[a] * xs.axis[a];
-    }
     step->threshold = cut.at;
     step->flip = cut.flip;
     if (also >= 0) sign_results(*step, plan, plan.ops[also]);
@@ -388,7 +370,6 @@ void build_linear_binary(Builder& b, int number) {
   const int x = b.readable(op.in[0], std::vector<int64_t>(size_t(rank), 0), std::vector<int64_t>(size_t(rank), 0), 0);
   require(plan.values[x].dense(), "a linear layer reads dense rows");
   const Value& y = plan.values[tail.result];
-  require(y.rank() - 1 <= 4 || y.dense(), "a linear result of this rank must be dense");
   auto step = std::make_unique<BitStep>();
   const Columns w{static_cast<const uint8_t*>(plan.constant(op.in[1]).data), bytes, k, 1};
   const int64_t words = (bytes + 3) / 4;
@@ -406,23 +387,7 @@ void build_linear_binary(Builder& b, int number) {
   step->n = n;
   step->threshold = cut.at;
   step->flip = cut.flip;
-  const bool residual_dense = step->tail.residual < 0 || plan.values[step->tail.residual].dense();
-  if (y.dense() && residual_dense) {
-    step->count[3] = rows;
-    step->x_step[3] = bytes;
-    step->y_step[3] = y.dims.back();
-    step->r_step[3] = n;
-  } else {
-    int64_t x_step = bytes;
-    for (int a = 0; a < y.rank() - 1; ++a) {
-      const int axis = y.rank() - 2 - a;
-      step->count[3 - a] = y.dims[axis];
-      step->x_step[3 - a] = x_step;
-      step->y_step[3 - a] = y.strides[axis];
-      if (step->tail.residual >= 0) step->r_step[3 - a] = plan.values[step->tail.residual].strides[axis];
-      x_step *= y.dims[axis];
-    }
-  }
+  step->walk = Walk::over(rows, bytes, y, step->tail.residual < 0 ? nullptr : &plan.values[step->tail.residual]);
   step->rows = rows;
   share(*step, plan.threads, k);
   describe(*step, plan, op);

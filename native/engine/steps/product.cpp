@@ -5,8 +5,8 @@
 
 #include "engine/pieces.h"
 #include "engine/steps/epilogue.h"
-#include "engine/steps/geometry.h"
 #include "engine/steps/product.h"
+#include "engine/steps/walk.h"
 #include "ops/depthwise/order.h"
 
 namespace pw {
@@ -18,16 +18,13 @@ struct GemmStep : Step {
   std::shared_ptr<const Packed> packed;
   Tail tail;
   int x;
-  // rows in nested loops: image, three spatial axes; bytes of x, elements of the result and the residual
-  int64_t count[4], x_step[4], y_step[4], r_step[4];
-  int64_t x_base = 0;              // bytes from the value's first element, for padding and group
+  Walk walk;
   int64_t y_base = 0;              // columns of the group
   std::vector<int64_t> segments;
   int seg_len, seg_pad;
   bool dense = false;
   int64_t n;                       // columns
   int64_t b_base = 0;              // bytes into the packed weights
-  bool flat = false;               // rows run over the padding on the right too; those results are not stored
   int64_t rows = 0;
   bool by_columns = false;
   Pieces pieces;                   // of the columns or the rows
@@ -37,7 +34,7 @@ struct GemmStep : Step {
     const int64_t n0 = by_columns ? pieces.first(task) : 0, n1 = by_columns ? pieces.end(task) : n;
     const Epilogue e = tail.at(r);
     GemmArgs g;
-    g.a = r.at<uint8_t>(x) + x_base;
+    g.a = r.at<uint8_t>(x) + walk.x_base;
     g.segments = int(segments.size());
     g.seg_offset = segments.data();
     g.seg_len = seg_len;
@@ -59,7 +56,7 @@ struct GemmStep : Step {
     int64_t x_at[kRows], y_at[kRows], r_at[kRows];
     for (int64_t m = m0; m < m1; m += kRows) {
       const int64_t k = std::min<int64_t>(kRows, m1 - m);
-      offsets(m, k, x_at, y_at, r_at);
+      walk.offsets(m, k, x_at, y_at, r_at);
       g.m = int(k);
       g.m0 = int(m);
       g.row_offset = x_at;
@@ -69,35 +66,6 @@ struct GemmStep : Step {
     }
   }
 
-  void offsets(int64_t first, int64_t k, int64_t* x_at, int64_t* y_at, int64_t* r_at) const {
-    int64_t index[4], rest = first;
-    for (int a = 3; a >= 0; --a) {
-      index[a] = rest % count[a];
-      rest /= count[a];
-    }
-    const int64_t valid = flat ? valid_columns : count[3];
-    for (int64_t i = 0; i < k;) {
-      int64_t xo = 0, yo = 0, ro = 0;
-      for (int a = 0; a < 3; ++a) {
-        xo += index[a] * x_step[a];
-        yo += index[a] * y_step[a];
-        ro += index[a] * r_step[a];
-      }
-      for (; index[3] < count[3] && i < k; ++index[3], ++i) {
-        x_at[i] = xo + index[3] * x_step[3];
-        y_at[i] = index[3] < valid ? yo + index[3] * y_step[3] : -1;
-        r_at[i] = ro + std::min(index[3], valid - 1) * r_step[3];  // read, though nothing is stored
-      }
-      if (index[3] == count[3]) {
-        index[3] = 0;
-        for (int a = 2; a >= 0; --a) {
-          if (++index[a] < count[a]) break;
-          index[a] = 0;
-        }
-      }
-    }
-  }
-  int64_t valid_columns = 0;
 };
 
 // Splits rows or columns among the threads: columns where weights, which all threads would read, are more than what goes
@@ -307,14 +275,8 @@ void build_conv(Builder& b, int number) {
   const int64_t channels = g.in_channels / g.groups, columns = g.out_channels / g.groups;
   const int64_t kernel = g.kernel[0] * g.kernel[1] * g.kernel[2];
   const bool joined = g.groups == 1 && g.dilation[2] == 1 && (xs.axis[2] == channels || g.kernel[2] == 1);
-  std::vector<int64_t> x_segments, w_segments;
-  for (int64_t kd = 0; kd < g.kernel[0]; ++kd)
-    for (int64_t ky = 0; ky < g.kernel[1]; ++ky)
-      for (int64_t kx = 0; kx < (joined ? 1 : g.kernel[2]); ++kx) {
-        x_segments.push_back(kd * g.dilation[0] * xs.axis[0] + ky * g.dilation[1] * xs.axis[1] +
-                             kx * g.dilation[2] * xs.axis[2]);
-        w_segments.push_back((kd * g.kernel[1] + ky) * g.kernel[2] + kx);
-      }
+  const std::vector<int64_t> x_segments = taps_of(g, xs, joined);
+  std::vector<int64_t> w_segments = taps_of(g, g.kernel[1] * g.kernel[2], g.kernel[2], 1, joined);
   const int64_t seg_len = (joined ? g.kernel[2] : 1) * channels;
   // tiles load rows at one distance: where strides forbid that, rows are gathered, and their segments joined
   const bool strided = g.stride[1] != 1 || g.stride[2] != 1 || g.stride[0] != 1;
@@ -349,28 +311,16 @@ void build_conv(Builder& b, int number) {
     const int64_t padded_len = dense ? kernel * channels : seg_len;
     step->seg_pad = int((padded_len + plan.k_align() - 1) / plan.k_align() * plan.k_align());
     step->n = columns;
-    step->count[0] = g.batch;
-    step->x_step[0] = xs.image;
-    step->y_step[0] = ys.image;
-    step->r_step[0] = rs.image;
-    step->x_base = group * channels;
+    step->walk = Walk::over(g, xs, ys, rs);
+    step->walk.x_base += group * channels;
     step->y_base = group * columns;
-    for (int a = 0; a < 3; ++a) {
-      step->count[a + 1] = g.out[a];
-      step->x_step[a + 1] = g.stride[a] * xs.axis[a];
-      step->y_step[a + 1] = ys.axis[a];
-      step->r_step[a + 1] = rs.axis[a];
-      step->x_base -= g.begin[a] * xs.axis[a];
-    }
-    step->valid_columns = g.out[2];
     // rows at one distance throughout, if those over the padding on the right are computed too (tiles want that)
     const int64_t pitch = xs.axis[2] ? xs.axis[1] / std::max<int64_t>(xs.axis[2], 1) : 0;
     if (plan.kernels->isa == kAmx && g.stride[2] == 1 && g.stride[1] == 1 && g.out[1] > 1 && kernel > 1 &&
         pitch > g.out[2] && pitch * 3 <= g.out[2] * 4) {
-      step->flat = true;
-      step->count[3] = pitch;
+      step->walk.count[3] = pitch;
     }
-    step->rows = step->count[0] * step->count[1] * step->count[2] * step->count[3];
+    step->rows = step->walk.rows();
     describe(*step, plan, step->tail, op, x);
     share(*step, plan, seg_len * int64_t(x_segments.size()), step->bytes - plan.values[op.in[1]].count());
     step->macs = g.rows() * columns * channels * kernel;
@@ -400,7 +350,6 @@ void build_linear(Builder& b, int number) {
     return plan.kernels->isa == kAvx2 ? split(std::move(p), n, 1) : std::move(p);
   });
   fold_zero(plan, tail, op, step->packed->colsum, n, k);
-  // a result with padding around it (rows of an image): walk its axes
   const Value& y = plan.values[tail.result];
   step->tail = std::move(tail);
   step->tail.finish();
@@ -411,24 +360,7 @@ void build_linear(Builder& b, int number) {
   step->seg_len = int(k);
   step->seg_pad = int((k + plan.k_align() - 1) / plan.k_align() * plan.k_align());
   step->n = n;
-  const int outer = y.rank() - 1;
-  require(outer <= 4 || y.dense(), "a linear result of this rank must be dense");
-  for (int a = 0; a < 4; ++a) step->count[a] = 1, step->x_step[a] = step->y_step[a] = step->r_step[a] = 0;
-  if (y.dense() && (step->tail.residual < 0 || plan.values[step->tail.residual].dense())) {
-    step->count[3] = rows;
-    step->x_step[3] = k;
-    step->y_step[3] = step->r_step[3] = n;
-  } else {
-    int64_t x_step = k;
-    for (int a = 0; a < outer; ++a) {
-      const int axis = outer - 1 - a;
-      step->count[3 - a] = y.dims[axis];
-      step->x_step[3 - a] = x_step;
-      step->y_step[3 - a] = y.strides[axis];
-      if (step->tail.residual >= 0) step->r_step[3 - a] = plan.values[step->tail.residual].strides[axis];
-      x_step *= y.dims[axis];
-    }
-  }
+  step->walk = Walk::over(rows, k, y, step->tail.residual < 0 ? nullptr : &plan.values[step->tail.residual]);
   step->rows = rows;
   describe(*step, plan, step->tail, op, x);
   share(*step, plan, k, step->bytes - n * k);

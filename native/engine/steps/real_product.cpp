@@ -3,9 +3,9 @@
 #include <cstring>
 
 #include "engine/pieces.h"
-#include "engine/steps/geometry.h"
 #include "engine/steps/real_matrix.h"
 #include "engine/steps/real_tail.h"
+#include "engine/steps/walk.h"
 
 namespace pw {
 
@@ -105,9 +105,8 @@ struct FloatGemmStep : Step {
   std::vector<std::shared_ptr<const Packed>> packed;  // per group of channels
   FloatTail tail;
   int x;
-  // rows in nested loops: image, three spatial axes; all in elements
-  int64_t count[4] = {1, 1, 1, 1}, x_step[4] = {}, y_step[4] = {}, r_step[4] = {};
-  int64_t x_base = 0, group_channels = 0;
+  Walk walk;
+  int64_t group_channels = 0;
   int64_t rows = 0, n = 0;
   bool by_columns = false;
   Pieces pieces;                   // of the columns or the rows of a group
@@ -123,7 +122,7 @@ struct FloatGemmStep : Step {
     const Packed& w = *packed[size_t(group)];
     const int64_t column = group * n + n0, size = tail.out_bf16 ? 2 : 4;
     char* c = r.at<char>(tail.result) + column * size;
-    const int64_t from = x_base + group * group_channels;
+    const int64_t from = walk.x_base + group * group_channels;
     RealTail t = tail.at(r, column);
     t.r_offset = r_at;
     // a function of what is then rounded is taken on rows that wait in scratch
@@ -132,7 +131,7 @@ struct FloatGemmStep : Step {
     const int64_t most = tail.after ? kAfterRows : kRows;
     for (int64_t m = m0; m < m1; m += most) {
       const int64_t k = std::min<int64_t>(most, m1 - m);
-      offsets(m, k, x_at, y_at, r_at);
+      walk.offsets(m, k, x_at, y_at, r_at);
       if (waiting)
         for (int64_t i = 0; i < k; ++i) w_at[i] = i * (n1 - n0);
       char* to = waiting ? reinterpret_cast<char*>(waiting) : c;
@@ -193,33 +192,6 @@ struct FloatGemmStep : Step {
     if (!half_fn) return k + "_f32";
     return k + "_bf16:" + std::to_string(plan.kernels->isa == kAmx) + ":" + std::to_string(layout.dense_len) + ":" +
            std::to_string(segments.size());
-  }
-
-  void offsets(int64_t first, int64_t k, int64_t* x_at, int64_t* y_at, int64_t* r_at) const {
-    int64_t index[4], rest = first;
-    for (int a = 3; a >= 0; --a) {
-      index[a] = rest % count[a];
-      rest /= count[a];
-    }
-    for (int64_t i = 0; i < k;) {
-      int64_t xo = 0, yo = 0, ro = 0;
-      for (int a = 0; a < 3; ++a) {
-        xo += index[a] * x_step[a];
-        yo += index[a] * y_step[a];
-        ro += index[a] * r_step[a];
-      }
-      for (; index[3] < count[3] && i < k; ++index[3], ++i) {
-        x_at[i] = xo + index[3] * x_step[3];
-        y_at[i] = yo + index[3] * y_step[3];
-        r_at[i] = ro + index[3] * r_step[3];
-      }
-      if (index[3] < count[3]) continue;
-      index[3] = 0;
-      for (int a = 2; a >= 0; --a) {
-        if (++index[a] < count[a]) break;
-        index[a] = 0;
-      }
-    }
   }
 };
 
@@ -361,11 +333,7 @@ void build_conv_f32(Builder& b, int number) {
   const bool half = plan.values[x].dtype == PW_BF16;
   const bool joined = g.groups == 1 && g.dilation[2] == 1 && xs.axis[2] == channels;
   auto step = std::make_unique<FloatGemmStep>();
-  for (int64_t kd = 0; kd < g.kernel[0]; ++kd)
-    for (int64_t ky = 0; ky < g.kernel[1]; ++ky)
-      for (int64_t kx = 0; kx < (joined ? 1 : g.kernel[2]); ++kx)
-        step->segments.push_back(kd * g.dilation[0] * xs.axis[0] + ky * g.dilation[1] * xs.axis[1] +
-                                 kx * g.dilation[2] * xs.axis[2]);
+  step->segments = taps_of(g, xs, joined);
   step->seg_len = int((joined ? g.kernel[2] : 1) * channels);
   const KernelRow* row = step->choose(plan, half, tail);
   const std::string how = step->key("conv", plan);
@@ -385,17 +353,7 @@ void build_conv_f32(Builder& b, int number) {
   step->x = x;
   step->n = columns;
   step->group_channels = channels;
-  step->count[0] = g.batch;
-  step->x_step[0] = xs.image;
-  step->y_step[0] = ys.image;
-  step->r_step[0] = rs.image;
-  for (int a = 0; a < 3; ++a) {
-    step->count[a + 1] = g.out[a];
-    step->x_step[a + 1] = g.stride[a] * xs.axis[a];
-    step->y_step[a + 1] = ys.axis[a];
-    step->r_step[a + 1] = rs.axis[a];
-    step->x_base -= g.begin[a] * xs.axis[a];
-  }
+  step->walk = Walk::over(g, xs, ys, rs);
   step->rows = g.rows();
   share(*step, plan.threads, kernel * channels, channels * (half ? 2 : 4) * g.stride[1] * g.stride[2]);
   describe(*step, plan, op, tail, x, row);
@@ -413,7 +371,6 @@ void build_linear_f32(Builder& b, int number) {
   FloatTail tail = make_float_tail(b, number);
   tail.bias = bias_of(plan, op, n);
   const Value& y = plan.values[tail.result];
-  const Value& addend = plan.values[tail.addend < 0 ? tail.result : tail.addend];
   require(plan.values[op.in[0]].dense(), "a linear layer reads dense rows");
   auto step = std::make_unique<FloatGemmStep>();
   const bool half = plan.values[op.in[0]].dtype == PW_BF16;
@@ -427,23 +384,7 @@ void build_linear_f32(Builder& b, int number) {
   })};
   step->n = n;
   step->rows = rows;
-  if (y.dense() && addend.dense()) {
-    step->count[3] = rows;
-    step->x_step[3] = k;
-    step->y_step[3] = step->r_step[3] = n;
-  } else {  // padding around the result, or what is added: walk the axes
-    const int outer = y.rank() - 1;
-    require(outer <= 4, "a linear result of this rank must be dense");
-    int64_t x_step = k;
-    for (int a = 0; a < outer; ++a) {
-      const size_t axis = size_t(outer - 1 - a);
-      step->count[3 - a] = y.dims[axis];
-      step->x_step[3 - a] = x_step;
-      step->y_step[3 - a] = y.strides[axis];
-      step->r_step[3 - a] = addend.strides[axis];
-      x_step *= y.dims[axis];
-    }
-  }
+  step->walk = Walk::over(rows, k, y, tail.addend < 0 ? nullptr : &plan.values[tail.addend]);
   share(*step, plan.threads, k, k * (half ? 2 : 4));
   describe(*step, plan, op, tail, op.in[0], row);
   step->macs = rows * n * k;
