@@ -6,16 +6,19 @@
 
 namespace pw {
 
-// Every thread's part is as long as any other's, but for a grain, and lies at the same place of the length whatever the
-// step; what a thread wrote in one step is then in its own cache in the next (reading it from another's takes ten times as
-// long). Parts are cut into pieces that idle threads can take.
+// Every thread's part is as long as any other's, but for a grain, and lies at the same place of the length whatever
+// the step; what a thread wrote in one step is then in its own cache in the next (reading it from another's takes ten
+// times as long). Parts are cut into pieces that idle threads can take.
 struct Pieces {
   int64_t length = 0, part = 1, piece = 1;
   int parts = 1, pieces = 1;  // pieces of a part
 
   int tasks() const { return parts * pieces; }
-  int64_t first(int64_t task) const { return std::min(length, task / pieces * part + std::min(part, task % pieces * piece)); }
-  int64_t end(int64_t task) const { return std::min(length, task / pieces * part + std::min(part, (task % pieces + 1) * piece)); }
+  int64_t first(int64_t task) const { return at(task / pieces, task % pieces); }
+  int64_t end(int64_t task) const { return at(task / pieces, task % pieces + 1); }
+
+ private:
+  int64_t at(int64_t which, int64_t cut) const { return std::min(length, which * part + std::min(part, cut * piece)); }
 };
 
 // `parts` of multiples of `part_grain`, of at most `pieces` pieces each, of multiples of `grain`.
@@ -30,7 +33,16 @@ inline Pieces cut(int64_t length, int parts, int pieces, int64_t part_grain, int
   return c;
 }
 
-// How many pieces a thread's part of so much work makes, given in microseconds.
-inline int pieces_of(double us) { return us > 150 ? 4 : us > 30 ? 2 : 1; }
+// How many parts some work is worth, and pieces of a part.
+struct Parts {
+  int parts, pieces;
+};
+
+// Work of up to `least` is one thread's, who does `per_us` of it in a microsecond. What takes long is cut finer.
+inline Parts parts_of(int threads, int64_t work, int64_t least, double per_us) {
+  if (threads == 1 || work <= least) return {1, 1};
+  const double us = double(work) / threads / per_us;
+  return {threads, us > 150 ? 4 : us > 30 ? 2 : 1};
+}
 
 }  // namespace pw

@@ -202,6 +202,7 @@ struct Plan {
   // The only op that reads a value, if the value is no output; else -1.
   int sole_reader(int value) const;
   int k_align() const { return kernels->isa == kAmx ? 64 : 4; }
+  bool splits() const { return kernels->isa == kAvx2; }  // weights in two parts, where that pays (Rest)
 };
 
 void assign_places(Plan& plan);   // layout.cpp: halos, aliases, strides

@@ -142,8 +142,7 @@ struct BitStep : Step {
 // Splits rows and columns among tasks. depth: bits of K.
 void share(BitStep& s, int threads, int64_t depth) {
   const int64_t work = s.rows * s.n * depth / 32;
-  const int parts = threads > 1 && work > 100000 ? threads : 1;
-  const int pieces = parts == 1 ? 1 : pieces_of(double(work) / parts / 12e3);
+  const auto [parts, pieces] = parts_of(threads, work, 100000, 12e3);
   s.by_columns = s.signs_value < 0 && s.n > 4 * s.rows && s.n >= 64 * parts;
   s.pieces = s.by_columns ? cut(s.n, parts, pieces, 64, 64) : cut(s.rows, parts, pieces, 1, 12);
   s.tasks = s.pieces.tasks();

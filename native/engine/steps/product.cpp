@@ -72,10 +72,7 @@ struct GemmStep : Step {
 // in and out, of which a half would come from another's cache. `moved`: bytes in and out.
 void share(GemmStep& s, const Plan& plan, int64_t k, int64_t moved) {
   const int64_t work = s.rows * s.n * k;
-  const bool alone = plan.threads == 1 || work <= 200000;
-  const int parts = alone ? 1 : plan.threads;
-  const double per_us = plan.kernels->isa == kAmx ? 300e3 : 100e3;
-  const int pieces = alone ? 1 : pieces_of(double(work) / parts / per_us);
+  const auto [parts, pieces] = parts_of(plan.threads, work, 200000, plan.kernels->isa == kAmx ? 300e3 : 100e3);
   s.by_columns = s.n * k > 3 * moved && s.n >= 64 * parts;
   s.pieces = s.by_columns ? cut(s.n, parts, pieces, 32, 64) : cut(s.rows, parts, pieces, 1, 32);
   s.tasks = s.pieces.tasks();
@@ -232,9 +229,8 @@ void build_depthwise(Builder& b, const OpNode& op, Tail tail, const Geometry& g,
   describe(*step, plan, step->tail, op, x);
   step->macs = g.rows() * g.in_channels * g.kernel[1] * g.kernel[2];
   const int64_t rows = g.batch * g.out[1];
-  const bool alone = plan.threads == 1 || step->macs <= 100000;
-  const int pieces = alone ? 1 : pieces_of(double(step->macs) / plan.threads / 100e3);
-  step->pieces = cut(rows, alone ? 1 : plan.threads, pieces, 1, 1);
+  const auto [parts, cuts] = parts_of(plan.threads, step->macs, 100000, 100e3);
+  step->pieces = cut(rows, parts, cuts, 1, 1);
   step->tasks = step->pieces.tasks();
   b.add(std::move(step));
 }
@@ -287,12 +283,12 @@ void build_conv(Builder& b, int number) {
   std::vector<int32_t> all_sums(size_t((g.out_channels + 63) / 64 * 64), 0);
   std::vector<std::shared_ptr<const Packed>> packed;
   for (int64_t group = 0; group < g.groups; ++group) {
-    const std::string key = layout_key(weights, ":conv", {group, int64_t(joined), int64_t(dense), plan.k_align(), int64_t(plan.kernels->isa == kAvx2)});
+    const std::string key = layout_key(weights, ":conv", {group, joined, dense, plan.k_align(), plan.splits()});
     packed.push_back(plan.model->packed(key, [&] {
       const int8_t* from = w + group * columns * kernel * channels;
       if (dense) return pack_weights(from, columns, {0}, kernel * channels, kernel * channels, plan.k_align(), kernel);
       Packed p = pack_weights(from, columns, w_segments, seg_len, kernel * channels, plan.k_align(), kernel);
-      return plan.kernels->isa == kAvx2 ? split(std::move(p), columns, int64_t(w_segments.size())) : std::move(p);
+      return plan.splits() ? split(std::move(p), columns, int64_t(w_segments.size())) : std::move(p);
     }));
     for (int64_t i = 0; i < columns; ++i) all_sums[size_t(group * columns + i)] = packed.back()->colsum[size_t(i)];
   }
@@ -343,11 +339,12 @@ void build_linear(Builder& b, int number) {
   require(plan.values[x].dense(), "a linear layer reads dense rows");
   auto step = std::make_unique<GemmStep>();
   const int stored = unpack ? plan.values[unpack->in[0]].index : w.index;
-  step->packed = plan.model->packed(layout_key(stored, unpack ? ":unpacked" : ":linear", {plan.k_align(), int64_t(plan.kernels->isa == kAvx2)}), [&] {
+  const std::string key = layout_key(stored, unpack ? ":unpacked" : ":linear", {plan.k_align(), plan.splits()});
+  step->packed = plan.model->packed(key, [&] {
     const std::vector<int8_t> expanded = unpack ? unpacked_codes(plan, *unpack) : std::vector<int8_t>();
     const int8_t* codes = unpack ? expanded.data() : static_cast<const int8_t*>(plan.constant(op.in[1]).data);
     Packed p = pack_weights(codes, n, {0}, k, k, plan.k_align());
-    return plan.kernels->isa == kAvx2 ? split(std::move(p), n, 1) : std::move(p);
+    return plan.splits() ? split(std::move(p), n, 1) : std::move(p);
   });
   fold_zero(plan, tail, op, step->packed->colsum, n, k);
   const Value& y = plan.values[tail.result];

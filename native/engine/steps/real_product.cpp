@@ -200,8 +200,7 @@ struct FloatGemmStep : Step {
 void share(FloatGemmStep& s, int threads, int64_t k, int64_t row_bytes) {
   const int64_t work = s.rows * s.n * k, groups = int64_t(s.packed.size());
   const int64_t cached = std::max<int64_t>(56, kCached / std::max<int64_t>(row_bytes, 1) / 14 * 14);
-  const int parts = threads > 1 && work > 100000 && groups < 2 * threads ? threads : 1;
-  const int pieces = parts == 1 ? 1 : pieces_of(double(work) / parts / 50e3);
+  const auto [parts, pieces] = parts_of(groups < 2 * threads ? threads : 1, work, 100000, 50e3);
   s.by_columns = parts > 1 && s.n * k > 2 * s.rows * (row_bytes / (s.half_fn ? 2 : 4) + s.n) && s.n >= 32 * parts;
   if (s.by_columns) {
     s.pieces = cut(s.n, parts, pieces, 32, 32);
@@ -297,9 +296,8 @@ void build_depthwise(Builder& b, const OpNode& op, FloatTail tail, const Geometr
   step->x_base = -(g.begin[1] * step->xs.axis[1] + g.begin[2] * step->xs.axis[2]);
   const int64_t rows = g.batch * g.out[1];
   step->macs = g.rows() * g.in_channels * kernel;
-  const bool alone = plan.threads == 1 || step->macs <= 50000;
-  const int pieces = alone ? 1 : pieces_of(double(step->macs) / plan.threads / 25e3);
-  step->pieces = cut(rows, alone ? 1 : plan.threads, pieces, 1, 1);
+  const auto [parts, cuts] = parts_of(plan.threads, step->macs, 50000, 25e3);
+  step->pieces = cut(rows, parts, cuts, 1, 1);
   step->tasks = step->pieces.tasks();
   describe(*step, plan, op, tail, x, plan.kernels->row[half ? k_depthwise_bf16 : k_depthwise_f32]);
   step->tail = std::move(tail);

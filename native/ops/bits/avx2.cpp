@@ -97,37 +97,18 @@ void bit_gemm(const BitGemmArgs& g) {
 }
 
 void sign_f32(const SignArgs& a) {
-  const auto* t = static_cast<const float*>(a.threshold);
-  for (int64_t row = 0; row < a.rows; ++row) {
-    const float* x = static_cast<const float*>(a.x) + row * a.x_row;
-    uint8_t* y = a.y + row * a.y_row;
-    int64_t i = 0;
-    for (; i + 8 <= a.n; i += 8) {
-      const __m256 threshold = a.t_step ? _mm256_loadu_ps(t + i) : _mm256_set1_ps(*t);
-      const int mask = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x + i), threshold, _CMP_GE_OQ));
-      y[i / 8] = uint8_t(mask ^ (a.flip ? a.flip[i / 8] : 0));
-    }
-    bits::rest<float>(a, row, i);
-  }
+  bits::signs<float, uint8_t>(a, [](const float* x, const float* t, bool each) {
+    const __m256 threshold = each ? _mm256_loadu_ps(t) : _mm256_set1_ps(*t);
+    return uint8_t(_mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(x), threshold, _CMP_GE_OQ)));
+  });
 }
 
 void sign_u8(const SignArgs& a) {
-  const auto* t = static_cast<const uint8_t*>(a.threshold);
-  for (int64_t row = 0; row < a.rows; ++row) {
-    const uint8_t* x = static_cast<const uint8_t*>(a.x) + row * a.x_row;
-    uint8_t* y = a.y + row * a.y_row;
-    int64_t i = 0;
-    for (; i + 32 <= a.n; i += 32) {
-      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i));
-      const __m256i threshold =
-          a.t_step ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t + i)) : _mm256_set1_epi8(char(*t));
-      uint32_t mask = uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(v, threshold), v))), flip = 0;
-      if (a.flip) std::memcpy(&flip, a.flip + i / 8, 4);
-      mask ^= flip;
-      std::memcpy(y + i / 8, &mask, 4);
-    }
-    bits::rest<uint8_t>(a, row, i);
-  }
+  bits::signs<uint8_t, uint32_t>(a, [](const uint8_t* x, const uint8_t* t, bool each) {
+    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    const __m256i threshold = each ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t)) : _mm256_set1_epi8(char(*t));
+    return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(v, threshold), v)));
+  });
 }
 
 void sign_i32(const SignArgs& a) { bits::signs<int32_t>(a); }

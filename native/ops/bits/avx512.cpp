@@ -320,63 +320,30 @@ void bit_gemm(const BitGemmArgs& given) {
 }
 
 void sign_f32(const SignArgs& a) {
-  const auto* t = static_cast<const float*>(a.threshold);
-  for (int64_t row = 0; row < a.rows; ++row) {
-    const float* x = static_cast<const float*>(a.x) + row * a.x_row;
-    uint8_t* y = a.y + row * a.y_row;
-    int64_t i = 0;
-    for (; i + 16 <= a.n; i += 16) {
-      const __m512 threshold = a.t_step ? _mm512_loadu_ps(t + i) : _mm512_set1_ps(*t);
-      uint16_t mask = _mm512_cmp_ps_mask(_mm512_loadu_ps(x + i), threshold, _CMP_GE_OQ), flip = 0;
-      if (a.flip) std::memcpy(&flip, a.flip + i / 8, 2);
-      mask ^= flip;
-      std::memcpy(y + i / 8, &mask, 2);
-    }
-    bits::rest<float>(a, row, i);
-  }
+  bits::signs<float, uint16_t>(a, [](const float* x, const float* t, bool each) {
+    const __m512 threshold = each ? _mm512_loadu_ps(t) : _mm512_set1_ps(*t);
+    return _mm512_cmp_ps_mask(_mm512_loadu_ps(x), threshold, _CMP_GE_OQ);
+  });
 }
 
 void sign_u8(const SignArgs& a) {
-  const auto* t = static_cast<const uint8_t*>(a.threshold);
+  const auto wide = [](const uint8_t* x, const uint8_t* t, bool each) {
+    return _mm512_cmpge_epu8_mask(_mm512_loadu_si512(x), each ? _mm512_loadu_si512(t) : _mm512_set1_epi8(char(*t)));
+  };
+  const auto narrow = [](const uint8_t* x, const uint8_t* t, bool each) {
+    const __m128i threshold = each ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(t)) : _mm_set1_epi8(char(*t));
+    return _mm_cmpge_epu8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), threshold);
+  };
   for (int64_t row = 0; row < a.rows; ++row) {
-    const uint8_t* x = static_cast<const uint8_t*>(a.x) + row * a.x_row;
-    uint8_t* y = a.y + row * a.y_row;
-    int64_t i = 0;
-    for (; i + 64 <= a.n; i += 64) {
-      const __m512i threshold = a.t_step ? _mm512_loadu_si512(t + i) : _mm512_set1_epi8(char(*t));
-      uint64_t mask = _mm512_cmpge_epu8_mask(_mm512_loadu_si512(x + i), threshold), flip = 0;
-      if (a.flip) std::memcpy(&flip, a.flip + i / 8, 8);
-      mask ^= flip;
-      std::memcpy(y + i / 8, &mask, 8);
-    }
-    for (; i + 16 <= a.n; i += 16) {
-      const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
-      const __m128i threshold =
-          a.t_step ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(t + i)) : _mm_set1_epi8(char(*t));
-      uint16_t mask = _mm_cmpge_epu8_mask(v, threshold), flip = 0;
-      if (a.flip) std::memcpy(&flip, a.flip + i / 8, 2);
-      mask ^= flip;
-      std::memcpy(y + i / 8, &mask, 2);
-    }
-    bits::rest<uint8_t>(a, row, i);
+    const int64_t i = bits::masks<uint8_t, uint64_t>(a, row, 0, wide);
+    bits::rest<uint8_t>(a, row, bits::masks<uint8_t, uint16_t>(a, row, i, narrow));
   }
 }
 
 void sign_i32(const SignArgs& a) {
-  const auto* t = static_cast<const int32_t*>(a.threshold);
-  for (int64_t row = 0; row < a.rows; ++row) {
-    const int32_t* x = static_cast<const int32_t*>(a.x) + row * a.x_row;
-    uint8_t* y = a.y + row * a.y_row;
-    int64_t i = 0;
-    for (; i + 16 <= a.n; i += 16) {
-      const __m512i threshold = a.t_step ? _mm512_loadu_si512(t + i) : _mm512_set1_epi32(*t);
-      uint16_t mask = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(x + i), threshold), flip = 0;
-      if (a.flip) std::memcpy(&flip, a.flip + i / 8, 2);
-      mask ^= flip;
-      std::memcpy(y + i / 8, &mask, 2);
-    }
-    bits::rest<int32_t>(a, row, i);
-  }
+  bits::signs<int32_t, uint16_t>(a, [](const int32_t* x, const int32_t* t, bool each) {
+    return _mm512_cmpge_epi32_mask(_mm512_loadu_si512(x), each ? _mm512_loadu_si512(t) : _mm512_set1_epi32(*t));
+  });
 }
 
 }  // namespace pw::avx512

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "core/kernels.h"
 
@@ -22,6 +23,29 @@ inline void rest(const SignArgs& a, int64_t row, int64_t i) {
     if (a.flip) byte ^= a.flip[i / 8] & ((1u << count) - 1);
     y[i / 8] = uint8_t(byte);
   }
+}
+
+// Bits of row `row` from value `i` on, a whole mask of them at a time; how far it came. compare(x, t, each): a mask of values
+// against thresholds, of which there is one for each, or one for all.
+template <class T, class Mask, class Compare>
+inline int64_t masks(const SignArgs& a, int64_t row, int64_t i, Compare compare) {
+  constexpr int64_t kBits = 8 * sizeof(Mask);
+  const T* x = static_cast<const T*>(a.x) + row * a.x_row;
+  const T* t = static_cast<const T*>(a.threshold);
+  uint8_t* y = a.y + row * a.y_row;
+  const bool each = a.t_step != 0;
+  for (; i + kBits <= a.n; i += kBits) {
+    Mask mask = compare(x + i, each ? t + i : t, each), flip = 0;
+    if (a.flip) std::memcpy(&flip, a.flip + i / 8, sizeof flip);
+    mask = Mask(mask ^ flip);
+    std::memcpy(y + i / 8, &mask, sizeof mask);
+  }
+  return i;
+}
+
+template <class T, class Mask, class Compare>
+inline void signs(const SignArgs& a, Compare compare) {
+  for (int64_t row = 0; row < a.rows; ++row) rest<T>(a, row, masks<T, Mask>(a, row, 0, compare));
 }
 
 template <class T>

@@ -25,19 +25,6 @@ void widen(const int8_t* w, int taps, int16_t* to) {
   }
 }
 
-// Codes of eight accumulators in their place of the epilogue's arrays; r: codes of the residual, widened.
-inline __m256i codes8(const Epilogue& e, __m256i acc, int place, const __m256i* r) {
-  acc = _mm256_add_epi32(acc, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(e.bias + place)));
-  __m256 t = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), _mm256_loadu_ps(e.multiplier + place));
-  if (r) {
-    const __m256 u = _mm256_cvtepi32_ps(_mm256_sub_epi32(*r, _mm256_set1_epi32(e.r_zero)));
-    t = _mm256_add_ps(t, _mm256_mul_ps(u, _mm256_set1_ps(e.r_multiplier)));
-  }
-  t = _mm256_max_ps(t, _mm256_set1_ps(float(e.lo - e.zero)));
-  t = _mm256_min_ps(t, _mm256_set1_ps(float(e.hi - e.zero)));
-  return _mm256_add_epi32(_mm256_cvtps_epi32(t), _mm256_set1_epi32(e.zero));
-}
-
 // 32 channels of one result pixel; in accumulator v, lane l, dword d is channel 16 l + 4 v + d.
 void finish(const DepthwiseArgs& d, const __m256i* acc, int channel, int count, int x) {
   const Epilogue& e = *d.epilogue;
@@ -51,7 +38,10 @@ void finish(const DepthwiseArgs& d, const __m256i* acc, int channel, int count, 
       wide[0] = _mm256_unpacklo_epi16(low, none), wide[1] = _mm256_unpackhi_epi16(low, none);
       wide[2] = _mm256_unpacklo_epi16(high, none), wide[3] = _mm256_unpackhi_epi16(high, none);
     }
-    for (int i = 0; i < 4; ++i) q[i] = codes8(e, acc[i], base + 16 * i + 8 * half, residual ? wide + i : nullptr);
+    for (int i = 0; i < 4; ++i) {
+      const int place = base + 16 * i + 8 * half;
+      q[i] = codes8(e, biased(e, acc[i], place), place, residual ? wide + i : nullptr);
+    }
     alignas(32) uint8_t codes[32];
     _mm256_store_si256(reinterpret_cast<__m256i*>(codes),
                        _mm256_packus_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3])));

@@ -1,7 +1,6 @@
 // One filter per channel of bf16 numbers: 16 channels, even and odd ones apart, of up to 4 neighbouring results.
 #if defined(__AVX2__)
-#include <utility>
-
+#include "ops/in_pieces.h"
 #include "ops/real256.h"
 
 namespace pw::avx2 {
@@ -44,23 +43,11 @@ void pixels(const DepthwiseF32Args& d, int first, int channel) {
   }
 }
 
-using Pixels = void (*)(const DepthwiseF32Args&, int, int);
-
-template <int... I>
-void row(const DepthwiseF32Args& d, std::integer_sequence<int, I...>) {
-  static constexpr Pixels some[] = {pixels<I + 1>...};
-  constexpr int most = int(sizeof...(I));
-  for (int channel = 0; channel < d.channels; channel += 16)
-    for (int i = 0, pieces = (d.width + most - 1) / most; pieces > 0; --pieces) {
-      const int count = (d.width - i + pieces - 1) / pieces;
-      some[count - 1](d, i, channel);
-      i += count;
-    }
-}
+constexpr Pixels kPixels[] = {pixels<1>, pixels<2>, pixels<3>, pixels<4>};
 
 }  // namespace
 
-void depthwise_bf16(const DepthwiseF32Args& d) { row(d, std::make_integer_sequence<int, 4>()); }
+void depthwise_bf16(const DepthwiseF32Args& d) { in_pieces<16>(d, kPixels); }
 
 }  // namespace pw::avx2
 

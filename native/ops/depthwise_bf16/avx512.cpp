@@ -3,6 +3,7 @@
 #if defined(__AVX512VNNI__)
 #include <utility>
 
+#include "ops/in_pieces.h"
 #include "ops/real512.h"
 
 namespace pw::avx512 {
@@ -111,18 +112,10 @@ void pixels(const DepthwiseF32Args& d, int first, int channel) {
   store_pairs<P, Whole>(d, first, channel, mask, acc);
 }
 
-using Pixels = void (*)(const DepthwiseF32Args&, int, int);
-
 template <int S, int... I>
 void row(const DepthwiseF32Args& d, std::integer_sequence<int, I...>) {
   static constexpr Pixels whole[] = {pixels<S, I + 1, true>...}, part[] = {pixels<S, I + 1, false>...};
-  constexpr int most = int(sizeof...(I));
-  for (int channel = 0; channel < d.channels; channel += 32)
-    for (int i = 0, pieces = (d.width + most - 1) / most; pieces > 0; --pieces) {
-      const int count = (d.width - i + pieces - 1) / pieces;
-      (channel + 32 <= d.channels ? whole : part)[count - 1](d, i, channel);
-      i += count;
-    }
+  in_pieces<32>(d, whole, part);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // One filter per channel, in floats: 16 channels of up to 8 neighbouring results in registers.
 #if defined(__AVX512VNNI__)
-#include <utility>
-
+#include "ops/in_pieces.h"
 #include "ops/real512.h"
 
 namespace pw::avx512 {
@@ -33,23 +32,11 @@ void pixels(const DepthwiseF32Args& d, int first, int channel) {
     store_real(d.tail, acc[i], first + i, channel, d.channels - channel, d.y, (first + i) * d.y_pixel + channel);
 }
 
-using Pixels = void (*)(const DepthwiseF32Args&, int, int);
-
-template <int... I>
-void row(const DepthwiseF32Args& d, std::integer_sequence<int, I...>) {
-  static constexpr Pixels some[] = {pixels<I + 1>...};
-  constexpr int most = int(sizeof...(I));
-  for (int channel = 0; channel < d.channels; channel += 16)
-    for (int i = 0, pieces = (d.width + most - 1) / most; pieces > 0; --pieces) {
-      const int count = (d.width - i + pieces - 1) / pieces;
-      some[count - 1](d, i, channel);
-      i += count;
-    }
-}
+constexpr Pixels kPixels[] = {pixels<1>, pixels<2>, pixels<3>, pixels<4>, pixels<5>, pixels<6>, pixels<7>, pixels<8>};
 
 }  // namespace
 
-void depthwise_f32(const DepthwiseF32Args& d) { row(d, std::make_integer_sequence<int, 8>()); }
+void depthwise_f32(const DepthwiseF32Args& d) { in_pieces<16>(d, kPixels); }
 
 }  // namespace pw::avx512
 
