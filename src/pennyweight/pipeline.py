@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,7 +26,7 @@ from pennyweight.nn.fake import ActivationQuantizer, Quantizer
 from pennyweight.nn.keep import NarrowCall
 from pennyweight.nn.sites import CALLS, install
 from pennyweight.nn.transformer import take_plain_paths
-from pennyweight.passes import Context, replace_module
+from pennyweight.passes import Context, Normal, replace_module
 from pennyweight.passes.fold_batch_norm import FoldBatchNorm
 from pennyweight.passes.solve import Solve
 from pennyweight.passes.train import Train, live_norms
@@ -47,6 +49,8 @@ class State:
     example: Any = None
     functional_bias: dict[str, str] = field(default_factory=dict)
     folds: dict[str, str] = field(default_factory=dict)  # layer to the norm that it takes in at conversion
+    outputs: dict[str, Normal] = field(default_factory=dict)  # what folded norms say of their layers' outputs
+    seed: int = 0
 
 
 def state(model: nn.Module) -> State:
@@ -153,7 +157,7 @@ def prepare(
     recipe.run(context, "train")
     if recipe.trains:
         _restore_modes(root, modes)
-    done = State("prepared", recipe, plan, log, context.graph, example, bias, folds)
+    done = State("prepared", recipe, plan, log, context.graph, example, bias, folds, context.outputs, seed)
     setattr(root, "_pennyweight", done)  # noqa: B010
     return root
 
@@ -224,13 +228,23 @@ def _insert_twins(root: nn.Module, plan: Plan, graph: Graph) -> tuple[nn.Module,
     return root, bias
 
 
-def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> nn.Module:
-    """Run the batches through a prepared model, once, and set every range and every code.
+def calibrate(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> nn.Module:
+    """Run the batches through a prepared model and set every range and every code.
 
     Args:
         model: from `prepare`; changed in place and returned.
-        batches: iterable of batches, or a function that makes one; ignored where the recipe needs no data.
+        batches: iterable of batches, or a function that makes one; ignored where the recipe needs no data, read once
+            unless a pass of the recipe replays them: then batches that can be read only once are held in memory. A
+            recipe that needs no data takes the example where there is no batch.
         progress: show a bar.
+        checkpoint: folder in which passes that take long keep what they have found, block by block; a second call with
+            the same model, data and recipe goes on from there and ends with the same bytes.
 
     Raises:
         EmptyCalibration: if there is no batch but the recipe needs some.
@@ -243,6 +257,11 @@ def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> n
         )
     found = [m for m in model.modules() if isinstance(m, ActivationQuantizer)]
     modes = {path: module.training for path, module in model.named_modules()}
+    replay = _source(st, batches)
+    context = Context(model, st.graph, st.journal, st.plan, replay, st.seed)
+    context.outputs, context.progress = st.outputs, progress
+    context.checkpoint = None if checkpoint is None else Path(checkpoint)
+    st.recipe.run(context, "adapt")
     if st.recipe.trains:  # calibration sees the float model, and changes nothing but ranges
         _switch(model.eval(), False)
     needs = st.recipe.needs()
@@ -250,9 +269,8 @@ def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> n
         for quantizer in found:
             quantizer.observe(needs)
         seen = 0
-        source: Iterator[Any] = iter(batches() if callable(batches) else batches)
         with torch.no_grad():
-            for batch in track(source, "calibrate", show=progress):
+            for batch in track(replay(), "calibrate", show=progress):
                 _check_finite(batch, seen)
                 call(model, batch)
                 seen += 1
@@ -264,7 +282,6 @@ def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> n
                 hint="Pass a few hundred inputs, or use recipe 'int8-dynamic', which needs none.",
             )
         st.journal.add("calibration", batches=seen)
-    context = Context(model, st.graph, st.journal, st.plan)
     st.recipe.run(context, "calibrate")
     if st.recipe.trains:
         for step in st.recipe.passes:
@@ -282,6 +299,23 @@ def calibrate(model: nn.Module, batches: Batches, *, progress: bool = True) -> n
         quantizer.active = True
     st.stage = "calibrated"
     return model
+
+
+def _source(st: State, batches: Batches) -> Callable[[], Iterable[Any]]:
+    """A function that gives the batches, as often as the recipe's passes will ask for them."""
+    if not callable(batches) and iter(batches) is batches and st.recipe.replays:
+        batches = list(batches)
+    if st.recipe.data_free and not callable(batches):
+        stream = iter(batches)
+        first = next(stream, None)
+        if first is None:
+            batches = [] if st.example is None else [st.example]
+        elif stream is batches:
+            batches = _with_first(first, stream)
+    if callable(batches):
+        return batches
+    held = batches
+    return lambda: held
 
 
 def _switch(model: nn.Module, active: bool) -> None:
@@ -378,6 +412,7 @@ def quantize(
     seed: int = 0,
     journal: Journal | None = None,
     progress: bool = True,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> nn.Module:
     """Prepare, calibrate and convert in one call.
 
@@ -394,6 +429,7 @@ def quantize(
         seed: of everything random.
         journal: filled if given; `pw.journal(result)` has it in any case.
         progress: show bars.
+        checkpoint: see `calibrate`.
 
     Returns:
         A module of the same class, whose layers hold integer codes.
@@ -429,7 +465,7 @@ def quantize(
         example = first
         stream = _with_first(first, stream)
     prepared = prepare(model, example, recipe, seed=seed, journal=log)
-    result = convert(calibrate(prepared, stream, progress=progress))
+    result = convert(calibrate(prepared, stream, progress=progress, checkpoint=checkpoint))
     if journal is not None:
         journal.events[:] = state(result).journal.events
     return result

@@ -25,7 +25,7 @@ class Recipe:
     Args:
         name: for the journal and the file.
         rules: see `Rule`.
-        passes: see `Pass`; stages run in the order float, train, calibrate, solve.
+        passes: see `Pass`; stages run in the order float, train, adapt, calibrate, solve.
 
     >>> Recipe.parse(Recipe.preset("int8").to_text()) == Recipe.preset("int8")
     True
@@ -92,6 +92,16 @@ class Recipe:
     def trains(self) -> bool:
         """Whether a model prepared with it trains."""
         return any(step.stage == "train" for step in self.passes)
+
+    @property
+    def replays(self) -> bool:
+        """Whether a pass reads the calibration batches again."""
+        return any(getattr(step, "replays", False) for step in self.passes)
+
+    @property
+    def data_free(self) -> bool:
+        """Whether the example may stand in for calibration data."""
+        return any(getattr(step, "data_free", False) for step in self.passes)
 
     def needs(self) -> set[str]:
         """Statistics that any pass asks for."""

@@ -1,6 +1,7 @@
 """Passes: frozen dataclasses of hyper-parameters that change a model and say what they did. One file per pass.
 
-A pass has a stage: "float" passes rewrite the float model before it is planned, "calibrate" passes read statistics,
+A pass has a stage: "float" passes rewrite the float model before it is planned, "adapt" passes rewrite the planned
+one by what the data or the folded norms say of it, before anything is ranged, "calibrate" passes read statistics,
 "solve" passes find codes, in the order of the recipe within each stage. A "train" pass makes the planned model
 trainable; with one, batch norms stay alive until the model is converted.
 """
@@ -9,16 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from pennyweight.graph import Graph
 from pennyweight.journal import Journal
 from pennyweight.plan import Plan
 from pennyweight.registry import Registry
 
-Stage = Literal["float", "train", "calibrate", "solve"]
+Stage = Literal["float", "train", "adapt", "calibrate", "solve"]
+
+
+class Normal(NamedTuple):
+    """Mean and standard deviation of every channel of a tensor, float64 [channels]."""
+
+    mean: Tensor
+    deviation: Tensor
 
 
 @dataclass
@@ -30,8 +39,12 @@ class Context:
         graph: dataflow of the model as it now is; call `rerecord` after a change that later passes must see.
         plan: empty before the model is planned.
         journal: where to say what was done.
-        batches: makes a fresh iterator over the calibration batches.
+        batches: the calibration batches; may be called again by passes that say so (`replays`).
         seed: of everything random.
+        rerecord: records the model as it now is.
+        outputs: of layers that a batch norm was folded into, what the norm says of their outputs.
+        progress: whether bars may be shown.
+        checkpoint: folder for what takes long to find, if there is one.
     """
 
     model: nn.Module
@@ -41,6 +54,9 @@ class Context:
     batches: Callable[[], Iterable[Any]] | None = None
     seed: int = 0
     rerecord: Callable[[], Graph] | None = None
+    outputs: dict[str, Normal] = field(default_factory=dict)
+    progress: bool = False
+    checkpoint: Path | None = None
 
 
 class Pass(Protocol):
@@ -49,6 +65,9 @@ class Pass(Protocol):
     Attributes:
         stage: see the module.
         preserves_output: whether a float model computes the same after the pass.
+
+    Two more, if they are there and true: `replays`, for a pass that reads `Context.batches`, and `data_free`, for one
+    that can do without any, so that the example may stand in for them.
     """
 
     stage: ClassVar[Stage]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pennyweight.graph import ops
 from pennyweight.nn.conv import backward_weight, forward_weight
-from pennyweight.passes import Context, Stage, passes, replace_module
+from pennyweight.passes import Context, Normal, Stage, passes, replace_module
 
 
 def folded(weight: Tensor, bias: Tensor | None, norm: Any) -> tuple[Tensor, Tensor]:
@@ -33,6 +33,14 @@ def factor_and_shift(norm: Any, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     factor = gain / torch.sqrt(var + norm.eps)
     old = torch.zeros_like(mean) if bias is None else bias.detach().double()
     return factor, shift + (old - mean) * factor
+
+
+def distribution(norm: Any) -> Normal:
+    """`N(beta, gamma^2 v / (v + eps))`: what a norm in eval mode puts out where its running statistics hold."""
+    var = norm.running_var.detach().double()
+    gain = torch.ones_like(var) if norm.weight is None else norm.weight.detach().double()
+    mean = torch.zeros_like(var) if norm.bias is None else norm.bias.detach().double()
+    return Normal(mean, gain.abs() * torch.sqrt(var / (var + norm.eps)))
 
 
 def fold_pair(layer: Any, norm: Any) -> Any:
@@ -85,4 +93,5 @@ class FoldBatchNorm:
             new = fold_pair(layer, norm)
             replace_module(root, layer, new)
             replace_module(root, norm, nn.Identity())
+            context.outputs[producer.path] = distribution(norm)
             context.journal.add("fold", producer.path, norm=node.path)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pennyweight.errors import PennyweightError
+from pennyweight.errors import EmptyCalibration, PennyweightError
 from pennyweight.nn import twins
 from pennyweight.nn.calls import CallTwin, call_matrix
+from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
 from pennyweight.plan import LayerPlan
+from pennyweight.progress import track
 from pennyweight.qtensor import QTensor
-from pennyweight.ranges import ranges
-from pennyweight.solvers import solvers
+from pennyweight.ranges import RangeRule, ranges
+from pennyweight.reconstruction.gram import has_rows, input_gram
+from pennyweight.solvers import Solver, input_solvers, solvers
 
 
 def weights(model: nn.Module, params: dict[str, Tensor]) -> list[tuple[Any, str, Tensor]]:
@@ -48,41 +53,102 @@ def sqnr(x: Tensor, y: Tensor) -> float:
 class Solve:
     """One solver for every weight.
 
+    A solver that reads inputs (`input_solvers`) takes the layers in the order they run, each with the second moments
+    of its inputs in the network as quantized so far. Layers whose inputs it cannot be shown (recurrent and transposed
+    ones, attention, embeddings, function calls) are rounded to nearest.
+
     Args:
         solver: name of a solver.
         range: name of the range rule it starts from.
         options: options of the range rule.
+        solver_options: options of the solver.
     """
 
     solver: str = "rtn"
     range: str = "minmax"
     options: dict[str, Any] = field(default_factory=dict)
+    solver_options: dict[str, Any] = field(default_factory=dict)
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
 
+    @property
+    def replays(self) -> bool:
+        """Whether the solver reads inputs."""
+        return self.solver not in solvers and self.solver in input_solvers
+
     def needs(self) -> set[str]:
-        """Nothing."""
+        """Nothing. Raises RegistryError if there is no such solver."""
+        if not self.replays:
+            solvers[self.solver]
         return set()
 
     def run(self, context: Context) -> None:
         """Solve every weight; one `weight` event each, with the error in dB."""
         rule = ranges[self.range](**self.options)
-        for twin, name, matrix in weights(context.model, dict(context.model.named_parameters())):
-            site = f"{twin.layer.name}:{name}"
-            try:
-                q: QTensor = solvers[self.solver](matrix.float(), twin.layer.weight, rule)
-            except PennyweightError as error:
-                error.site = error.site or site
-                raise type(error)(
-                    error.what, site=error.site, spec=error.spec, shapes=error.shapes, hint=error.hint
-                ) from error
-            twin.solved[name] = q
-            before = matrix.numel() * matrix.element_size()
-            context.journal.add(
-                "weight",
-                site,
-                spec=str(q.spec),
-                sqnr_db=sqnr(matrix, q.dequantize()),
-                before=before,
-                after=q.nbytes,
-            )
+        found = weights(context.model, dict(context.model.named_parameters()))
+        if self.replays:
+            self._in_order(context, rule, found)
+            return
+        for twin, name, matrix in found:
+            solve_one(context, twin, name, matrix, self._bound(), rule)
+
+    def _bound(self) -> Solver:
+        return (
+            partial(solvers[self.solver], **self.solver_options)
+            if self.solver_options
+            else solvers[self.solver]
+        )
+
+    def _in_order(self, context: Context, rule: RangeRule, found: list[tuple[Any, str, Tensor]]) -> None:
+        """Layers as they run, each behind a quantized network.
+
+        Raises:
+            EmptyCalibration: if there is no batch to see inputs in.
+        """
+        place = {node.name: node.id for node in reversed(context.graph.nodes)}
+        found.sort(key=lambda item: place.get(item[0].layer.name, -1))
+        for quantizer in context.model.modules():
+            if isinstance(quantizer, ActivationQuantizer) and quantizer.calibrated:
+                quantizer.active = True
+        for twin, name, matrix in track(found, self.solver, show=context.progress):
+            solver: Solver = solvers["rtn"]
+            if has_rows(twin):
+                once = len(context.graph.modules(twin.layer.name)) == 1
+                gram = input_gram(context.model, _batches(context, self.solver), twin, once=once)
+                if gram.numel():
+                    solver = partial(input_solvers[self.solver], gram=gram, **self.solver_options)
+            solve_one(context, twin, name, matrix, solver, rule)
+
+
+def _batches(context: Context, what: str) -> Iterable[Any]:
+    batches = () if context.batches is None else context.batches()
+    if isinstance(batches, list | tuple) and not batches:
+        raise EmptyCalibration(
+            f"{what!r} reads inputs, but there is no batch", hint="Pass some hundred inputs."
+        )
+    return batches
+
+
+def solve_one(
+    context: Context, twin: Any, name: str, matrix: Tensor, solver: Solver, rule: RangeRule
+) -> QTensor:
+    """Solve one weight of a twin and journal it; errors name the site."""
+    site = f"{twin.layer.name}:{name}"
+    try:
+        q: QTensor = solver(matrix.float(), twin.layer.weight, rule)
+    except PennyweightError as error:
+        error.site = error.site or site
+        raise type(error)(
+            error.what, site=error.site, spec=error.spec, shapes=error.shapes, hint=error.hint
+        ) from error
+    twin.solved[name] = q
+    before = matrix.numel() * matrix.element_size()
+    context.journal.add(
+        "weight",
+        site,
+        spec=str(q.spec),
+        sqnr_db=sqnr(matrix, q.dequantize()),
+        before=before,
+        after=q.nbytes,
+    )
+    return q

@@ -1,0 +1,70 @@
+"""Run a model as far as one of its modules, in float or as quantized so far, and see what goes in and out there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from pennyweight.graph.record import call
+from pennyweight.nn.fake import ActivationQuantizer
+
+Seen = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
+
+class _ReachedError(Exception):
+    """The module was reached; what follows need not run."""
+
+
+def visit(
+    model: nn.Module, batches: Iterable[Any], module: nn.Module, see: Seen, *, once: bool = True
+) -> int:
+    """Show the arguments of every call of `module` to `see`; returns the number of batches.
+
+    With `once` a batch is given up after the first call. Gradients are off.
+    """
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(args, kwargs)
+        if once:
+            raise _ReachedError
+
+    count = 0
+    handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                count += 1
+                try:
+                    call(model, batch)
+                except _ReachedError:
+                    continue
+    finally:
+        handle.remove()
+    return count
+
+
+@contextmanager
+def floating(model: nn.Module) -> Iterator[None]:
+    """Within, a prepared model computes in float: nothing is rounded, no solved weight or shifted bias is used."""
+    quantizers = [(m, m.active) for m in model.modules() if isinstance(m, ActivationQuantizer)]
+    solved = [(m, m.solved) for m in model.modules() if isinstance(getattr(m, "solved", None), dict)]
+    shifts = [(m, m.bias_shift) for m, _ in solved if getattr(m, "bias_shift", None) is not None]
+    try:
+        for quantizer, _ in quantizers:
+            quantizer.active = False
+        for twin, _ in solved:
+            twin.solved = {}  # type: ignore[assignment]
+        for twin, _ in shifts:
+            twin.bias_shift = None  # type: ignore[assignment]
+        yield
+    finally:
+        for quantizer, active in quantizers:
+            quantizer.active = active
+        for twin, codes in solved:
+            twin.solved = codes
+        for twin, shift in shifts:
+            twin.bias_shift = shift

@@ -1,0 +1,170 @@
+"""GPTQ: round column by column, and let the columns still to come make good for the error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pennyweight.errors import NonFinite, SolverError
+from pennyweight.formats import grids
+from pennyweight.qtensor import QParams, QTensor, quantize, unblock
+from pennyweight.ranges import RangeRule
+from pennyweight.solvers import input_solvers
+from pennyweight.spec import QuantSpec
+from pennyweight.stats.values import Values
+
+DAMPINGS = 6  # how often the damping is raised tenfold before giving up
+
+
+@input_solvers.register("gptq")
+def gptq(
+    weight: Tensor,
+    spec: QuantSpec,
+    rule: RangeRule,
+    gram: Tensor,
+    *,
+    damp: float = 0.01,
+    act_order: bool = True,
+    block: int = 128,
+) -> QTensor:
+    """Minimise `tr((W - W') H (W - W')^T)` greedily, with `H = gram + damp * mean(diag gram) * I`.
+
+        U = cholesky(H^-1), upper;  for every column i:  e = (w_i - Q(w_i)) / U_ii,  W[:, i:] -= e U[i, i:]
+
+    With `act_order` columns of large `H_ii` come first, under scales that are fixed from the weights as given, so that
+    groups stay where they are. Without it the scales of a group of columns are found when its turn comes, on the
+    weights as updated so far. Columns that never see an input (`gram_ii = 0`) become zero. Where the Cholesky
+    factor does not exist, damping is raised tenfold.
+
+    Shapes: weight [out, in]; gram [in, in], or [groups, in, in] for rows in that many parts.
+    Cost: in^3 for the factor, out * in^2 for the updates.
+    Source: Frantar et al. 2022, "GPTQ" (arXiv:2210.17323), algorithm 1; order and fixed groups: IST-DASLab/gptq.
+
+    Args:
+        weight: [out, in].
+        spec: of the codes.
+        rule: finds the scales.
+        gram: see above.
+        damp: share of the mean of the diagonal that is added to it.
+        act_order: see above.
+        block: columns between two updates of all later columns; made a multiple of the group.
+
+    Raises:
+        NonFinite: if the weight or the gram matrix holds NaN or infinity.
+        SolverError: if no damping makes the gram matrix positive definite, or shapes do not fit.
+        SpecError: if the spec does not fit the shape.
+    """
+    h = checked_gram(weight, spec, gram)
+    groups, columns = h.shape[0], h.shape[-1]
+    work = weight.detach().float().reshape(groups, -1, columns).clone()
+    dead = h.diagonal(dim1=-2, dim2=-1) == 0  # [groups, in]
+    h = h + torch.diag_embed(dead.to(h.dtype))
+    work.masked_fill_(dead.unsqueeze(1), 0.0)
+    width = spec.block[-1] if spec.block and spec.block[-1] is not None else columns
+    late = not act_order and width < columns  # scales of groups from the updated weights
+    order = torch.arange(columns).expand(groups, -1)
+    params = None if late else rule(Values.of(weight.float(), spec), spec)
+    if act_order:
+        order = torch.argsort(h.diagonal(dim1=-2, dim2=-1), dim=-1, descending=True, stable=True)
+        work = _columns(work, order)
+        h = _columns(_columns(h, order).mT, order).mT
+    upper = _factor(h, damp, spec)
+    grid = grids[spec.grid]
+    scale, zero = _spread(weight, spec, params, order, groups)
+    codes = torch.empty_like(work)
+    found: list[QParams] = []
+    block = max(block // width, 1) * width if late else block
+    for start in range(0, columns, block):
+        stop = min(start + block, columns)
+        part, errors = work[:, :, start:stop].clone(), torch.empty_like(work[:, :, start:stop])
+        for i in range(start, stop):
+            j = i - start
+            if late and i % width == 0:
+                fresh = part[:, :, j : j + width].reshape(weight.shape[0], width)
+                found.append(rule(Values.of(fresh, spec), spec))
+                own = _spread(fresh, spec, found[-1], order[:, :width], groups)
+                scale[:, :, i : i + width] = own[0]
+                zero[:, :, i : i + width] = own[1]
+            column, s, z = part[:, :, j], scale[:, :, i], zero[:, :, i]
+            code = grid.encode(column * (1.0 / s), z)
+            codes[:, :, i] = code.float()
+            u = upper[:, i, i:stop].unsqueeze(1)  # [groups, 1, stop - i]
+            error = (column - (grid.decode(code) - z) * s) / u[:, :, 0]
+            part[:, :, j:] -= error.unsqueeze(-1) * u
+            errors[:, :, j] = error
+        work[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
+    if act_order:
+        codes = _columns(codes, torch.argsort(order, dim=-1))
+    if late:
+        params = QParams(
+            torch.cat([p.scale for p in found], -1),
+            None if found[0].zero is None else torch.cat([p.zero for p in found], -1),  # type: ignore[misc]
+        )
+    assert params is not None
+    stored = quantize(weight, spec, params)
+    return QTensor(codes.reshape(weight.shape).to(stored.codes.dtype), stored.scale, stored.zero, spec)
+
+
+def checked_gram(weight: Tensor, spec: QuantSpec, gram: Tensor) -> Tensor:
+    """The gram matrix as float64 [groups, in, in].
+
+    Raises:
+        NonFinite, SolverError: see `gptq`.
+    """
+    h = gram.detach().double()
+    h = h.unsqueeze(0) if h.ndim == 2 else h
+    shapes = f"weight {tuple(weight.shape)}, gram {tuple(gram.shape)}"
+    if h.ndim != 3 or h.shape[1:] != (weight.shape[1],) * 2 or weight.shape[0] % h.shape[0]:
+        raise SolverError(
+            "the gram matrix does not fit the weight", shapes=shapes, hint="[in, in] or [groups, in, in]."
+        )
+    for name, x in (("weight", weight), ("gram matrix", h)):
+        if not bool(torch.isfinite(x).all()):
+            raise NonFinite(f"the {name} holds NaN or infinity", spec=str(spec), shapes=shapes)
+    return h
+
+
+def _columns(x: Tensor, order: Tensor) -> Tensor:
+    """Columns in another order: x [groups, rows, in], order [groups, in]."""
+    return x.gather(-1, order.unsqueeze(1).expand_as(x))
+
+
+def _factor(h: Tensor, damp: float, spec: QuantSpec) -> Tensor:
+    """Upper Cholesky factor of the inverse, float32 [groups, in, in]."""
+    mean = h.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    eye = torch.eye(h.shape[-1], dtype=h.dtype)
+    for _ in range(DAMPINGS):
+        lower, failed = torch.linalg.cholesky_ex(h + damp * mean * eye)
+        if not bool(failed.any()):
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not bool(failed.any()) and bool(torch.isfinite(upper).all()):
+                found: Tensor = upper.float()
+                return found
+        damp = max(10 * damp, 1e-6)
+    raise SolverError(
+        f"the gram matrix is not positive definite, not even with {damp / 10:g} of its mean diagonal added",
+        spec=str(spec),
+        shapes=str(tuple(h.shape)),
+        hint="Calibrate with more inputs, or use the solver 'rtn'.",
+    )
+
+
+def _spread(
+    weight: Tensor, spec: QuantSpec, params: QParams | None, order: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of every element as stored, [groups, rows, in], columns in the given order; else 1 and 0."""
+    shape = (groups, weight.shape[0] // groups, weight.shape[1])
+    if params is None:
+        return torch.ones(shape), torch.zeros(shape)
+    stored = quantize(weight, spec, params)
+    scale = stored.scales()
+    safe = torch.where(scale == 0, torch.ones_like(scale), scale)
+    zero = torch.zeros_like(scale) if stored.zero is None else stored.zero.float()
+    wide = [_columns(wide_param(p, weight).reshape(shape), order) for p in (safe, zero)]
+    return wide[0], wide[1]
+
+
+def wide_param(param: Tensor, weight: Tensor) -> Tensor:
+    """A number for every block, [n0, n1], as one for every element of the weight, [out, in]."""
+    count = weight.numel() // max(param.numel(), 1)
+    return unblock(param.unsqueeze(-1).expand(*param.shape, count), tuple(param.shape), tuple(weight.shape))

@@ -1,0 +1,96 @@
+"""Unfolded inputs give the layer's own outputs, and the solvers that read them find better weights."""
+
+import pytest
+import torch
+from torch import nn
+
+import pennyweight as pw
+from pennyweight.nn.conv import conv_matrix
+from pennyweight.pipeline import calibrate, prepare
+from pennyweight.recipe import Recipe
+from pennyweight.reconstruction.gram import has_rows, input_gram, rows
+
+LOW = """
+[[rules]]
+weight = "int3n[1,*]"
+input = "uint8[*]+z"
+optional = true
+
+[[passes]]
+pass = "fold_batch_norm"
+
+[[passes]]
+pass = "calibrate"
+
+[[passes]]
+pass = "solve"
+"""
+GPTQ = LOW + 'solver = "gptq"\nsolver_options = { damp = 0.02 }\n'
+
+LAYERS = {
+    "linear": (nn.Linear(6, 5), (4, 3, 6)),
+    "conv1d": (nn.Conv1d(4, 6, 3, padding=1, stride=2), (2, 4, 9)),
+    "conv2d": (nn.Conv2d(4, 6, (3, 2), padding=(1, 0), stride=(2, 1), dilation=(1, 2)), (2, 4, 9, 7)),
+    "groups": (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 6, 6)),
+    "depthwise": (nn.Conv2d(4, 8, 3, groups=4, padding="same", padding_mode="reflect"), (2, 4, 6, 6)),
+    "conv3d": (nn.Conv3d(2, 3, 2), (2, 2, 4, 4, 4)),
+    "unbatched": (nn.Conv2d(4, 6, 3), (4, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_rows_times_the_matrix_are_the_outputs(name):
+    layer, shape = LAYERS[name]
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    twin = prepare(layer, x, Recipe.parse(LOW))
+    assert has_rows(twin)
+    matrix = layer.weight if isinstance(layer, nn.Linear) else conv_matrix(layer.weight, False, layer.groups)
+    found = rows(twin, x)
+    parts = matrix.reshape(len(found), -1, matrix.shape[1])
+    y = (found @ parts.mT + layer.bias.reshape(len(found), 1, -1)).movedim(0, 1).flatten(1)  # [n, out]
+    wanted = layer(x)
+    channels = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
+    torch.testing.assert_close(y, wanted.movedim(channels, -1).reshape(-1, wanted.shape[channels]))
+
+
+def test_transposed_convolutions_have_none(cnn):
+    assert not has_rows(prepare(nn.ConvTranspose2d(4, 4, 3), torch.randn(1, 4, 5, 5), Recipe.parse(LOW)))
+
+
+def test_the_gram_is_of_rounded_inputs():
+    torch.manual_seed(0)
+    x = torch.randn(50, 6)
+    twin = calibrate(prepare(nn.Linear(6, 5), x, Recipe.parse(LOW)), [x], progress=False)
+    gram = input_gram(twin, [x[:20], x[20:]], twin)
+    y = twin.input(x)
+    torch.testing.assert_close(gram, (y.T @ y / 50).double().unsqueeze(0), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(y, x)
+
+
+def drift(model, x, recipe):
+    result = pw.quantize(model, [x[: len(x) // 2], x[len(x) // 2 :]], Recipe.parse(recipe), progress=False)
+    with torch.no_grad():
+        return float((result(x) - model(x)).norm() / model(x).norm())
+
+
+def test_networks_come_closer(cnn):
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 8, 8)
+    assert drift(cnn, x, GPTQ) < 0.85 * drift(cnn, x, LOW)
+
+
+def test_generators_are_held():
+    """Batches that can be read once are read again by the solver."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    x = torch.randn(64, 16)
+    once = pw.quantize(model, (b for b in x.split(16)), Recipe.parse(GPTQ), progress=False)
+    again = pw.quantize(model, lambda: iter(x.split(16)), Recipe.parse(GPTQ), progress=False)
+    assert torch.equal(once(x), again(x))
+
+
+def test_without_inputs_there_is_nothing_to_solve():
+    recipe = 'name = "w"\n[[rules]]\nweight = "int4[1,*]"\n[[passes]]\npass = "solve"\nsolver = "gptq"\n'
+    with pytest.raises(pw.errors.EmptyCalibration, match="gptq"):
+        pw.quantize(nn.Linear(4, 4), None, Recipe.parse(recipe), example=torch.randn(2, 4), progress=False)
