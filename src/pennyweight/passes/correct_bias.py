@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from pennyweight.graph.graph import Ref
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
 from pennyweight.passes.solve import weights
+from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
+from pennyweight.reconstruction.normals import Channels, propagate
 from pennyweight.stats.moments import Moments
 
 
@@ -19,6 +22,7 @@ from pennyweight.stats.moments import Moments
 class Corrigible(Protocol):
     """A twin whose mean output follows from the means of its inputs."""
 
+    layer: LayerPlan
     input: ActivationQuantizer | None
     bias_shift: Tensor | None
     solved: dict[str, QTensor]
@@ -38,10 +42,17 @@ class CorrectBias:
     the corrections do not add up along the network. Costs nothing at run time. Layers that are ranged at run time,
     attention and functional layers are left as they are.
 
+    With `source = "norms"` E[x] is what folded batch norms say, followed through the graph by
+    `reconstruction.normals`; layers that no norm lies before take the measured means.
+
+    Args:
+        source: "data" or "norms".
+
     Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction"
     (arXiv:1906.04721), section 4.2, with measured means for E[x]; Finkelstein et al. 2019 (arXiv:1906.03193).
     """
 
+    source: Literal["data", "norms"] = "data"
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
 
@@ -51,12 +62,13 @@ class CorrectBias:
 
     def run(self, context: Context) -> None:
         """Shift every bias; one `bias` event each, with the largest shift and the root of their mean square."""
+        known = propagate(context.graph, context.model, context.outputs) if self.source == "norms" else {}
         for twin, name, matrix in weights(context.model, dict(context.model.named_parameters())):
-            moments = _moments(twin)
-            if moments is None:
+            means = _expected(context, known, twin)
+            if means is None:
                 continue
             change = matrix.double() - twin.solved[name].dequantize().reshape(matrix.shape).double()
-            shift = twin.expected(change, moments.mean)
+            shift = twin.expected(change, means)
             twin.bias_shift = shift.float()
             context.journal.add(
                 "bias",
@@ -64,6 +76,17 @@ class CorrectBias:
                 largest=float(shift.abs().max()),
                 rms=float(torch.sqrt((shift**2).mean())),
             )
+
+
+def _expected(context: Context, known: dict[Ref, Channels], twin: object) -> Tensor | None:
+    """Means of a twin's input channels: from norms where they are known, else from what was seen, or None."""
+    if isinstance(twin, Corrigible) and twin.solved and known:
+        refs = {node.inputs[0] for node in context.graph.modules(twin.layer.name)}
+        ref = refs.pop() if len(refs) == 1 else None
+        if ref is not None and ref in known:
+            return known[ref].mean
+    moments = _moments(twin)
+    return None if moments is None else moments.mean
 
 
 def _moments(twin: object) -> Moments | None:
