@@ -26,7 +26,8 @@ def command(
 ) -> None:
     """List what is registered.
 
-    Kinds: grids, statistics, ranges, solvers, estimators, passes, recipes, twins, ops, exporters, kernels.
+    Kinds: grids, statistics, ranges, solvers, estimators, passes, recipes, twins, ops, exporters, kernels,
+    methods and targets (of language models).
     """
     if kind and kind not in KINDS:
         raise RegistryError(f"{kind!r} is no kind of entry", hint=nearest(kind, KINDS, "kinds"))
@@ -83,6 +84,13 @@ def _kernels() -> Rows:
     return [{"op": op, "isa": isa, "symbol": symbol} for op, isa, symbol in table]
 
 
+def _methods() -> Rows:
+    """How codes of language models are found."""
+    from pennyweight.llm.methods import methods
+
+    return [{"name": name, "what": method.about} for name, method in methods.items()]
+
+
 KINDS: dict[str, Callable[[], Rows]] = {
     "grids": _registered("formats", "grids"),
     "statistics": _registered("stats", "stats"),
@@ -95,4 +103,6 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "ops": _ops,
     "exporters": _registered("exporters", "exporters"),
     "kernels": _kernels,
+    "methods": _methods,
+    "targets": _registered("llm.targets", "targets"),
 }

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import typer
 
-from pennyweight.cli import bench, demo, doctor, inspecting, listing, migrate, quantize, run
+from pennyweight.cli import bench, demo, doctor, inspecting, listing, llm, migrate, quantize, run
 from pennyweight.errors import PennyweightError
 
 CODES = {"done": 0, "not_kept": 1, "usage": 2, "refused": 3, "system": 4, "defect": 5, "interrupted": 130}
@@ -39,6 +39,7 @@ app.command("inspect")(inspecting.command)
 app.command("doctor")(doctor.command)
 app.command("list")(listing.command)
 app.command("migrate")(migrate.command)
+app.add_typer(llm.app, name="llm")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

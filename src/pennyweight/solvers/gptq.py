@@ -86,7 +86,7 @@ def gptq(
                 scale[:, :, i : i + width] = own[0]
                 zero[:, :, i : i + width] = own[1]
             column, s, z = part[:, :, j], scale[:, :, i], zero[:, :, i]
-            code = grid.encode(column * (1.0 / s), z)
+            code = grid.encode(column * (1.0 / s), None if spec.zero == "none" else z)
             codes[:, :, i] = code.float()
             u = upper[:, i, i:stop].unsqueeze(1)  # [groups, 1, stop - i]
             error = (column - (grid.decode(code) - z) * s) / u[:, :, 0]

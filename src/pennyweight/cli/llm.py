@@ -1,0 +1,212 @@
+"""`pennyweight llm`: quantize, evaluate and run language models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pennyweight.cli.options import Json
+from pennyweight.cli.output import emit, note
+
+app = typer.Typer(
+    help="Language models: from a Hugging Face directory to a quantized one.", no_args_is_help=True
+)
+
+Directory = Annotated[Path, typer.Argument(help="Hugging Face directory: config.json and safetensors.")]
+SchemeName = Annotated[
+    str,
+    typer.Option(
+        help="w8a8, w4a8, w4a16, w3a16, w2a16, nf4, mxfp4, w8a8-static, w4a4, or a spec such as int4[32]^fp16."
+    ),
+]
+GroupSize = Annotated[
+    int | None, typer.Option(help="Inputs that share a scale; 0 for whole rows. Default 32, rows for int8.")
+]
+Asymmetric = Annotated[bool, typer.Option("--asymmetric", help="Give weights a zero point.")]
+MethodName = Annotated[
+    str, typer.Option(help="How codes are found; `pennyweight list methods` describes them.")
+]
+Head = Annotated[
+    str, typer.Option(help="Scheme of the output layer, or `same`. Float where nothing is said.")
+]
+Embeddings = Annotated[
+    str, typer.Option(help="Spec of the token table, such as int8n[1,*]. Float where nothing is said.")
+]
+Calib = Annotated[
+    Path | None, typer.Option(help="Calibration text: .txt, .jsonl, or token ids as .npy, .npz, .pt.")
+]
+Windows = Annotated[int, typer.Option(min=1, help="Calibration windows at most.")]
+Window = Annotated[int, typer.Option(min=2, help="Tokens of a window.")]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+
+
+@app.command("quantize")
+def quantize_command(
+    directory: Directory,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder or file to write.")],
+    scheme: SchemeName = "w4a8",
+    group: GroupSize = None,
+    asymmetric: Asymmetric = False,
+    method: MethodName = "searched",
+    calib: Calib = None,
+    windows: Windows = 128,
+    window: Window = 512,
+    head: Head = "",
+    embeddings: Embeddings = "",
+    to: Annotated[str, typer.Option(help="Format of the result.")] = "pennyweight",
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            help="Read the result back and take its perplexity on this text, and the float model's."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Quantize DIRECTORY block by block. Stopped anywhere, the same command goes on where it was.
+
+    Example: pennyweight llm quantize llama/ -o llama-w4/ --scheme w4a8 --group 32 --method gptq --calib text.txt
+    """
+    from pennyweight.llm import directory as directories
+    from pennyweight.llm.quantize import Request, quantize
+    from pennyweight.llm.text import read_tokens
+    from pennyweight.llm.text import windows as cut
+
+    request = Request(scheme, group, asymmetric, method, head, embeddings, windows, window, seed=seed, to=to)
+    ids = None
+    if calib is not None:
+        source = directories.Directory(directory)
+        ids = cut(read_tokens(calib, source), window, windows, seed, calib.name)
+    events: list[dict[str, Any]] = []
+
+    def report(event: dict[str, Any]) -> None:
+        events.append(event)
+        note(progress_line(event))
+
+    quantize(directory, out, request, ids, report)
+    size = (
+        sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) if out.is_dir() else out.stat().st_size
+    )
+    before = directories.Directory(directory).nbytes
+    result: dict[str, Any] = {"out": str(out), "bytes": size, "bytes before": before}
+    if verify is not None:
+        result |= _verified(directory, out, verify, window)
+    rows = [{"result": k, "value": v} for k, v in result.items()]
+    emit({**result, "events": events}, {"": rows}, json)
+
+
+def progress_line(event: dict[str, Any]) -> str:
+    """One event of a run as a line."""
+    parts = [f"{event['seconds']:8.1f} s  {event['memory'] / 1e9:6.2f} GB  {event['what']:8}"]
+    if "number" in event:
+        parts.append(f"{event['number']}/{event['count']}")
+    parts.append(event["site"])
+    if "loss" in event:
+        parts.append(f"loss {event['loss']:.3e}")
+    return " ".join(parts)
+
+
+def _verified(directory: Path, out: Path, text: Path, window: int) -> dict[str, float]:
+    from pennyweight.llm.directory import Directory as Folder
+    from pennyweight.llm.evaluate import perplexity
+    from pennyweight.llm.load import load
+    from pennyweight.llm.text import read_tokens
+
+    ids = read_tokens(text, Folder(directory))
+    return {
+        "perplexity": perplexity(load(out), ids, window, progress=True).value,
+        "perplexity in float": perplexity(load(directory), ids, window, progress=True).value,
+    }
+
+
+@app.command("perplexity")
+def perplexity_command(
+    directory: Directory,
+    text: Annotated[Path, typer.Option(help="Test text: .txt, .jsonl, or token ids as .npy, .npz, .pt.")],
+    window: Window = 512,
+    limit: Annotated[int, typer.Option(min=0, help="Windows at most; 0 for all.")] = 0,
+    json: Json = False,
+) -> None:
+    """Perplexity of DIRECTORY, float or quantized, over consecutive windows of a text."""
+    from pennyweight.llm.directory import Directory as Folder
+    from pennyweight.llm.evaluate import perplexity
+    from pennyweight.llm.load import load
+    from pennyweight.llm.text import read_tokens
+
+    ids = read_tokens(text, Folder(directory))
+    found = perplexity(load(directory), ids, window, limit=limit, progress=True)
+    row = {
+        "perplexity": found.value,
+        "tokens": found.tokens,
+        "windows": found.windows,
+        "window": found.window,
+    }
+    emit(row, {"": [row]}, json)
+
+
+@app.command("generate")
+def generate_command(
+    directory: Directory,
+    prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
+    ids: Annotated[str, typer.Option(help="Token ids to continue instead, separated by commas.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Continue a text with DIRECTORY, float or quantized."""
+    import torch
+
+    from pennyweight.errors import InputError
+    from pennyweight.llm.directory import Directory as Folder
+    from pennyweight.llm.evaluate import generate
+    from pennyweight.llm.load import load
+    from pennyweight.llm.text import encode, tokenizer
+
+    reader = tokenizer(Folder(directory))
+    if prompt and reader is None:
+        raise InputError("the directory has no tokenizer", site=directory.name, hint="Give --ids.")
+    try:
+        start = encode(reader, prompt) if prompt else [int(i) for i in ids.split(",") if i.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"--ids {ids!r} is no list of numbers such as 1,15,9") from None
+    found = generate(
+        load(directory), torch.tensor(start), tokens=tokens, temperature=temperature, seed=seed
+    ).tolist()
+    said = "" if reader is None else reader.decode(found)
+    if json:
+        emit({"ids": found, "text": said}, {}, True)
+    else:
+        print(said or ",".join(map(str, found)))
+
+
+@app.command("estimate")
+def estimate_command(
+    directory: Directory,
+    scheme: SchemeName = "w4a8",
+    group: GroupSize = None,
+    asymmetric: Asymmetric = False,
+    method: MethodName = "searched",
+    windows: Windows = 128,
+    window: Window = 512,
+    json: Json = False,
+) -> None:
+    """Memory, disk and size of the result, before a run is started."""
+    from dataclasses import asdict
+
+    import torch
+
+    from pennyweight.llm.directory import Directory as Folder
+    from pennyweight.llm.estimate import estimate
+    from pennyweight.llm.methods import methods
+    from pennyweight.llm.schemes import scheme_of
+    from pennyweight.llm.skeleton import Skeleton
+
+    folder = Folder(directory)
+    chosen = scheme_of(scheme, group, asymmetric=asymmetric)
+    reads = methods[method].gram or chosen.static
+    ids = torch.empty(windows, window, dtype=torch.int64) if reads else None
+    found = asdict(estimate(folder, Skeleton(folder), chosen, ids))
+    emit(found, {"": [{"what": k, "value": v} for k, v in found.items()]}, json)
