@@ -34,7 +34,7 @@ _PLACES = {
     "lower": "program.lower",
     "Program": "program.ir",
     "Tuned": "tune.ristretto",
-    "tune": "tune",
+    **dict.fromkeys(("tune", "Goal", "Tuning", "sensitivity"), "tune"),
     "interpret": "program.interpret",
     "PennyweightError": "errors",
     "Session": "runtime.session",
@@ -59,13 +59,14 @@ if TYPE_CHECKING:
     from pennyweight.runtime.session import Session
     from pennyweight.spec import QuantSpec
     from pennyweight.storage import difference, load, save
-    from pennyweight.tune import Tuned, tune
+    from pennyweight.tune import Goal, Tuned, Tuning, sensitivity, tune
 
 __all__ = [
-    "Journal", "PennyweightError", "Plan", "Profile", "Program", "QParams", "QTensor", "QuantSpec",
-    "Recipe", "Rule", "Session", "Site", "Tuned", "calibrate", "chain", "compat", "compile", "convert", "difference",
-    "errors", "exporters", "interpret", "journal", "load", "lower", "prepare", "presets", "profile",
-    "quantize", "record", "runtime", "save", "state", "training", "tune",
+    "Goal", "Journal", "PennyweightError", "Plan", "Profile", "Program", "QParams", "QTensor", "QuantSpec",
+    "Recipe", "Rule", "Session", "Site", "Tuned", "Tuning", "calibrate", "chain", "compat", "compile",
+    "convert", "difference", "errors", "exporters", "interpret", "journal", "load", "lower", "prepare",
+    "presets", "profile",
+    "quantize", "record", "runtime", "save", "sensitivity", "state", "training", "tune",
 ]  # fmt: skip
 
 
