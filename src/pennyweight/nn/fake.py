@@ -107,6 +107,7 @@ class ActivationQuantizer(Quantizer):
         self.batches = 0
         self.rate = 0.01
         self.unconfirmed = False
+        self.drop = 0.0  # share of the values that stay as they are, drawn anew in every run
         self.register_buffer("scale", torch.tensor(float("nan")))
         self.register_buffer("zero", torch.tensor(float("nan")))
 
@@ -142,7 +143,10 @@ class ActivationQuantizer(Quantizer):
         if self.observing:
             self._update(x)
         if self.estimator is None:
-            return fake_quantize_per_tensor(x, self.scale, self.zero, self.spec) if self.active else x
+            if not self.active:
+                return x
+            y = fake_quantize_per_tensor(x, self.scale, self.zero, self.spec)
+            return torch.where(torch.rand(x.shape) < self.drop, x, y) if self.drop else y
         follows = not self.learned and self.spec.grid != "binary"  # a sign has no range
         if self.training and self.following and (self.fresh or follows):
             self._follow(x.detach())

@@ -7,7 +7,8 @@ made before, exactly as the recorder counts. Modules that are leaves to the reco
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,6 +74,19 @@ class _EnterRoot:
 class _LeaveRoot:
     def __call__(self, module: nn.Module, args: Any, result: Any) -> None:
         _state.modes.pop().__exit__(None, None, None)
+
+
+@contextmanager
+def routed() -> Iterator[None]:
+    """Within, parts of a prepared model that are run on their own find their twins of calls."""
+    mode = SiteMode()
+    modes = _state.__dict__.setdefault("modes", [])
+    modes.append(mode)
+    try:
+        with mode:
+            yield
+    finally:
+        modes.remove(mode)
 
 
 class _Enter:

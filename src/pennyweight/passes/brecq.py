@@ -1,0 +1,24 @@
+"""BRECQ: the roundings of a block are learned together, and errors that matter count more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pennyweight.passes import passes
+from pennyweight.passes.reconstruct import Reconstruct
+
+
+@passes.register("brecq")
+@dataclass(frozen=True)
+class Brecq(Reconstruct):
+    """`Reconstruct` block by block, squared errors weighted by the Fisher information of the block's result; the scales
+    of activations are learned in the same loop.
+
+    Source: Li et al. 2021, "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction"
+    (arXiv:2102.05426).
+    """
+
+    units: Literal["layer", "block"] = "block"
+    fisher: bool = True
+    steps: bool = True
