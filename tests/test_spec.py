@@ -6,6 +6,7 @@ import math
 import pickle
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,3 +126,12 @@ def test_an_unknown_grid_names_the_nearest():
     with pytest.raises(RegistryError, match="Did you mean 'int8"):
         QuantSpec("int88").bits_per_element((4,))
     assert math.isfinite(QuantSpec("int8").bits_per_element(()))
+
+
+def test_codes_of_float_zero_points_are_the_nearest():
+    from pennyweight.qtensor import QParams, quantize
+
+    x = torch.linspace(-1.0, 2.0, 301)[None]
+    params = QParams(torch.tensor([[0.2]]), torch.tensor([[5.4]]))
+    q = quantize(x, QuantSpec.parse("uint4[1,*]+zf"), params)
+    assert float((q.dequantize() - x).abs().max()) <= 0.1 + 1e-6

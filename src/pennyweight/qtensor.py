@@ -157,8 +157,15 @@ def quantize(x: Tensor, spec: QuantSpec, params: QParams) -> QTensor:
     shape = tuple(x.shape)
     values = blocked(x.detach().float(), scale_shape) * unblocked_param(1.0 / safe, shape)
     zero = None if params.zero is None else unblocked_param(params.zero.float(), shape)
-    codes = grids[spec.grid].encode(values, zero).reshape(shape)
-    return QTensor(codes, stored, params.zero, spec)
+    return QTensor(encode(values, zero, spec).reshape(shape), stored, params.zero, spec)
+
+
+def encode(values: Tensor, zero: Tensor | None, spec: QuantSpec) -> Tensor:
+    """Nearest codes of values in steps: `rint(v) + z`, or `rint(v + z)` where zero points need not be whole."""
+    grid = grids[spec.grid]
+    if zero is not None and spec.zero == "float":
+        return grid.encode(values + zero)
+    return grid.encode(values, None if spec.zero == "none" else zero)
 
 
 def fake_quantize(x: Tensor, spec: QuantSpec, params: QParams) -> Tensor:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from pennyweight.errors import FormatError, InputError, NonFinite, RegistryError, SpecError
 from pennyweight.llm.evaluate import generate, perplexity
 from pennyweight.llm.load import load, logits
-from pennyweight.llm.quantize import Request, quantize
+from pennyweight.llm.quantize import quantize
+from pennyweight.llm.request import Request
 from pennyweight.nn.linear import IntegerLinear
 
 
@@ -111,7 +112,8 @@ def test_perplexity_is_the_exponent_of_the_mean_loss(llama, ids):
 
 PROGRAM = """
 import sys, torch
-from pennyweight.llm.quantize import Request, quantize
+from pennyweight.llm.quantize import quantize
+from pennyweight.llm.request import Request
 torch.set_num_threads(int(sys.argv[4]))
 ids = torch.load(sys.argv[3])
 quantize(sys.argv[1], sys.argv[2], Request("w4a8", method="gptq"), ids, lambda e: print(e["what"], e["site"], flush=True))
@@ -144,7 +146,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(llama, ids, tmp_path):
 def test_another_request_does_not_go_on_with_an_unfinished_run(llama, tmp_path, monkeypatch):
     from pennyweight.llm import quantize as module
 
-    monkeypatch.setattr(module, "_outer", lambda run: 1 / 0)
+    monkeypatch.setattr(module, "outer", lambda run: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         quantize(llama, tmp_path / "out", Request("w4a8"))
     monkeypatch.undo()

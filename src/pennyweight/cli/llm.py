@@ -55,6 +55,15 @@ def quantize_command(
     window: Window = 512,
     head: Head = "",
     embeddings: Embeddings = "",
+    smooth: Annotated[
+        float, typer.Option(help="Exponent of SmoothQuant's scales, such as 0.5; 0 for none.")
+    ] = 0.0,
+    awq: Annotated[bool, typer.Option("--awq", help="Scale inputs as AWQ does, before any method.")] = False,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Rotate the hidden states.")] = False,
+    retarget: Annotated[
+        bool, typer.Option("--retarget", help="Aim at what the float network would answer.")
+    ] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Steps a block, of methods that train.")] = 200,
     to: Annotated[str, typer.Option(help="Format of the result.")] = "pennyweight",
     verify: Annotated[
         Path | None,
@@ -70,11 +79,15 @@ def quantize_command(
     Example: pennyweight llm quantize llama/ -o llama-w4/ --scheme w4a8 --group 32 --method gptq --calib text.txt
     """
     from pennyweight.llm import directory as directories
-    from pennyweight.llm.quantize import Request, quantize
+    from pennyweight.llm.quantize import quantize
+    from pennyweight.llm.request import Request
     from pennyweight.llm.text import read_tokens
     from pennyweight.llm.text import windows as cut
 
-    request = Request(scheme, group, asymmetric, method, head, embeddings, windows, window, seed=seed, to=to)
+    request = Request(
+        scheme, group, asymmetric, method, head, embeddings, windows, window, smooth=smooth, awq=awq, rotate=rotate,
+        retarget=retarget, steps=steps, seed=seed, to=to,
+    )  # fmt: skip
     ids = None
     if calib is not None:
         source = directories.Directory(directory)

@@ -24,14 +24,37 @@ Run = Callable[
 
 @dataclass
 class Group:
-    """Linear layers of a block that read one and the same tensor, by their paths inside of the block."""
+    """Linear layers of a block that read one and the same tensor, by their paths inside of the block.
+
+    Attributes:
+        names: of the layers.
+        gram: mean of `x x^T`, float32 [in, in], once observed.
+        cross: mean of `x~ x^T` with the inputs x~ of the float network, or None.
+        low: least value of each input, [in]; zero is among the values.
+        high: greatest value of each input, [in].
+        tokens: how many inputs were seen.
+    """
 
     names: list[str]
     gram: Tensor | None = None
     cross: Tensor | None = None
-    low: float = 0.0
-    high: float = 0.0
+    low: Tensor | None = None
+    high: Tensor | None = None
     tokens: int = 0
+
+    def forget(self) -> None:
+        """Let the statistics go."""
+        self.gram = self.cross = self.low = self.high = None
+        self.tokens = 0
+
+    def scaled(self, factor: Tensor) -> None:
+        """Inputs were divided by `factor`, [in], positive: the statistics follow."""
+        if self.gram is not None:
+            self.gram = self.gram / factor / factor[:, None]
+        if self.cross is not None:
+            self.cross = self.cross / factor / factor[:, None]
+        if self.low is not None and self.high is not None:
+            self.low, self.high = self.low / factor, self.high / factor
 
 
 @dataclass
@@ -129,31 +152,91 @@ def groups_of(block: nn.Module, run: Run, hidden: Tensor, names: set[str]) -> li
     return found + [Group([n]) for n in sorted(names - taken)]
 
 
-def observe(
-    block: nn.Module, run: Run, batches: list[Tensor], group: Group, scheme: Scheme, gram: bool
-) -> None:
-    """Fill a group's second moments and extremes from what its first layer reads."""
-    total: Tensor | None = None
-    group.tokens, group.low, group.high = 0, 0.0, 0.0
+@dataclass
+class Streams:
+    """What a block is run on.
 
-    def look(module: nn.Module, args: tuple[Tensor]) -> None:
-        nonlocal total
-        x = args[0].reshape(-1, args[0].shape[-1])
-        group.low, group.high = min(group.low, float(x.min())), max(group.high, float(x.max()))
-        group.tokens += len(x)
-        if gram:
-            x = round_tokens(x, scheme)
-            total = x.T @ x if total is None else total.addmm_(x.T, x)
+    Attributes:
+        run: a block and a batch to its result.
+        batches: hidden states behind the quantized blocks, [windows, length, width] each.
+        floats: the same behind the float blocks, or None.
+        float_block: the block before anything of it was quantized, or None.
+    """
 
-    handle = block.get_submodule(group.names[0]).register_forward_pre_hook(look, prepend=True)
+    run: Run
+    batches: list[Tensor]
+    floats: list[Tensor] | None = None
+    float_block: nn.Module | None = None
+
+
+def observe(block: nn.Module, streams: Streams, groups: list[Group], scheme: Scheme, gram: bool) -> None:
+    """Fill the statistics of groups from what their first layers read: extremes, and second moments if wanted.
+
+    With a float stream also the moments between its inputs and those of the quantized one.
+    """
+    for group in groups:
+        group.forget()
+    paired = gram and streams.floats is not None and streams.float_block is not None
+    beside: dict[int, Tensor] = {}
+
+    def keep(index: int) -> Callable[..., None]:
+        def look(module: nn.Module, args: tuple[Tensor]) -> None:
+            beside[index] = args[0].reshape(-1, args[0].shape[-1])
+
+        return look
+
+    def count(index: int) -> Callable[..., None]:
+        group = groups[index]
+
+        def look(module: nn.Module, args: tuple[Tensor]) -> None:
+            x = args[0].reshape(-1, args[0].shape[-1])
+            low, high = x.amin(0).clamp(max=0.0), x.amax(0).clamp(min=0.0)
+            group.low = low if group.low is None else torch.minimum(group.low, low)
+            group.high = high if group.high is None else torch.maximum(group.high, high)
+            group.tokens += len(x)
+            if gram:
+                x = round_tokens(x, scheme)
+                group.gram = x.T @ x if group.gram is None else group.gram.addmm_(x.T, x)
+            if paired:
+                y = beside.pop(index)
+                group.cross = y.T @ x if group.cross is None else group.cross.addmm_(y.T, x)
+
+        return look
+
+    handles = [
+        block.get_submodule(g.names[0]).register_forward_pre_hook(count(i), prepend=True)
+        for i, g in enumerate(groups)
+    ]
+    if paired:
+        assert streams.float_block is not None
+        assert streams.floats is not None
+        handles += [
+            streams.float_block.get_submodule(g.names[0]).register_forward_pre_hook(keep(i))
+            for i, g in enumerate(groups)
+        ]
     try:
         with torch.no_grad():
-            for hidden in batches:
-                run(block, hidden)
+            for i, hidden in enumerate(streams.batches):
+                if paired:
+                    streams.run(streams.float_block, streams.floats[i])  # type: ignore[arg-type, index]
+                streams.run(block, hidden)
     finally:
-        handle.remove()
-    if total is not None and group.tokens:
-        group.gram = total.div_(group.tokens)
+        for handle in handles:
+            handle.remove()
+    for group in groups:
+        if group.gram is not None:
+            group.gram.div_(group.tokens)
+        if group.cross is not None:
+            group.cross.div_(group.tokens)
+
+
+def input_params(group: Group, scheme: Scheme) -> Tensor | None:
+    """Scale and zero point [2] of calibrated activations, None for others."""
+    if not scheme.static or scheme.input is None or group.low is None or group.high is None:
+        return None
+    ends = params_of_range(group.low.min(), group.high.max(), scheme.input)
+    assert ends.zero is not None
+    return torch.stack([ends.scale, ends.zero])
 
 
 def solve_group(
@@ -175,11 +258,6 @@ def solve_group(
             raise type(error)(
                 error.what, site=path, spec=error.spec, shapes=error.shapes, hint=error.hint
             ) from error
-        params = None
-        if scheme.static and scheme.input is not None:
-            ends = params_of_range(torch.tensor(group.low), torch.tensor(group.high), scheme.input)
-            assert ends.zero is not None
-            params = torch.stack([ends.scale, ends.zero])
         outcome.losses[name] = relative_loss(weight, q, group.gram)
-        outcome.layers[name] = Solved(scheme, q, params)
+        outcome.layers[name] = Solved(scheme, q, input_params(group, scheme))
         layer.weight = nn.Parameter(q.dequantize(), requires_grad=False)

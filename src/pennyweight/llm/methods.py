@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pennyweight.formats import grids
-from pennyweight.formats.integer import Integer
 from pennyweight.qtensor import QTensor
 from pennyweight.ranges import RangeRule
 from pennyweight.ranges.minmax import MinMax
 from pennyweight.ranges.mse import MSE
 from pennyweight.registry import Registry
 from pennyweight.solvers import input_solvers, solvers
+from pennyweight.solvers.retarget import retarget
 from pennyweight.spec import QuantSpec
 
 
@@ -41,15 +41,17 @@ class Method:
     """An entry of `methods`.
 
     Attributes:
-        solve: finds the codes.
+        solve: finds the codes of one layer; of a method that trains, where training starts.
         gram: whether it reads the second moments of the inputs.
-        scales: whether inputs are first scaled as AWQ does.
+        awq: whether inputs are first scaled as AWQ does.
+        trains: whether the roundings of a block are then trained together.
         about: one line, for listings.
     """
 
     solve: Callable[[Problem], QTensor]
     gram: bool = False
-    scales: bool = False
+    awq: bool = False
+    trains: bool = False
     about: str = ""
 
 
@@ -57,9 +59,8 @@ methods: Registry[Method] = Registry("methods")
 
 
 def searched(spec: QuantSpec) -> RangeRule:
-    """The range rule of least squared error; 2.4 as exponent for codes of 3 bits and fewer never won here."""
-    grid = grids[spec.grid]
-    few = isinstance(grid, Integer) and grid.bits <= 4
+    """The range rule of least squared error; a coarser search for 8 bits, whose best range is near the extremes."""
+    few = grids[spec.grid].bits <= 4
     return MSE(steps=60 if few else 20, shrink=0.3 if few else 0.8)
 
 
@@ -71,15 +72,54 @@ def _searched(problem: Problem) -> QTensor:
     return solvers["rtn"](problem.weight, problem.spec, searched(problem.spec))
 
 
-def _gptq(problem: Problem) -> QTensor:
-    if problem.gram is None:
-        return _searched(problem)
-    return input_solvers["gptq"](problem.weight, problem.spec, searched(problem.spec), problem.gram)
+def _hqq(problem: Problem) -> QTensor:
+    start = searched(problem.spec) if problem.spec.zero == "none" else MinMax()
+    return solvers["hqq"](problem.weight, problem.spec, start)
+
+
+def _by_inputs(solver: str, rule: Callable[[QuantSpec], RangeRule]) -> Callable[[Problem], QTensor]:
+    def solve(problem: Problem) -> QTensor:
+        if problem.gram is None:  # a layer that no token reached
+            return _searched(problem)
+        weight, gram = problem.weight, problem.gram
+        if problem.cross is not None:
+            weight = retarget(weight, gram, problem.cross)
+        return input_solvers[solver](weight, problem.spec, rule(problem.spec), gram)
+
+    return solve
 
 
 methods.add("rtn", Method(_rtn, about="round to nearest, ranges of the extremes"))
 methods.add("searched", Method(_searched, about="round to nearest, ranges of least squared error"))
-methods.add("gptq", Method(_gptq, gram=True, about="GPTQ, columns of much input first, groups fixed before"))
+methods.add("hqq", Method(_hqq, about="half-quadratic: ranges that forgive outliers, without data"))
+methods.add(
+    "weighted",
+    Method(
+        _by_inputs("weighted", searched), gram=True, about="round to nearest, errors weighted by the inputs"
+    ),
+)
+methods.add(
+    "gptq",
+    Method(
+        _by_inputs("gptq", searched),
+        gram=True,
+        about="GPTQ: columns of much input first, groups fixed before",
+    ),
+)
+methods.add(
+    "awq",
+    Method(
+        _by_inputs("clip", searched), gram=True, awq=True, about="AWQ: inputs scaled, then ranges clipped"
+    ),
+)
+methods.add(
+    "autoround",
+    Method(
+        _searched,
+        trains=True,
+        about="AutoRound: roundings and ranges of a block trained by signs of gradients",
+    ),
+)
 
 
 def relative_loss(weight: Tensor, q: QTensor, gram: Tensor | None) -> float:

@@ -81,6 +81,11 @@ class Skeleton:
         """Block `index`, with or without weights."""
         return self.model.get_submodule(self.blocks[index])
 
+    @property
+    def width(self) -> int:
+        """Of the hidden states: that of the widest table."""
+        return max((m.embedding_dim for m in self.model.modules() if isinstance(m, nn.Embedding)), default=0)
+
     def inside(self, path: str) -> bool:
         """Whether a module or tensor belongs to a block."""
         return any(path == b or path.startswith(b + ".") for b in self._near(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pennyweight.atomic import atomic_write
 from pennyweight.errors import FormatError, GraphError, NonFinite
@@ -32,11 +33,23 @@ class Calls:
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """A block's result, [windows, length, width]."""
-        args, kwargs = self.found[index, len(hidden)]
+        args, kwargs = self._of(index, len(hidden))
         name = next(iter(kwargs.get("_first", ())), "")
         rest = {k: v for k, v in kwargs.items() if k != "_first"}
         y = block(*args, **{name: hidden}, **rest) if name else block(hidden, *args, **rest)
         return first_tensor(y)
+
+    def _of(self, index: int, windows: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments for a batch of so many windows; those of the full batch cut short, where it was never seen."""
+        if (index, windows) in self.found:
+            return self.found[index, windows]
+        full = max(n for i, n in self.found if i == index)
+
+        def cut(x: Any) -> Any:
+            return x[:windows] if isinstance(x, Tensor) and x.ndim and len(x) == full else x
+
+        found: tuple[tuple[Any, ...], dict[str, Any]] = tree_map(cut, self.found[index, full])
+        return found
 
 
 def first_tensor(y: Any) -> Tensor:
@@ -52,12 +65,13 @@ def batch_size(length: int) -> int:
     return max(1, TOKENS_AT_ONCE // length)
 
 
-def enter(skeleton: Skeleton, ids: Tensor) -> tuple[Tensor, Calls]:
+def enter(skeleton: Skeleton, ids: Tensor, *, through: bool = False) -> tuple[Tensor, Calls]:
     """Run everything before the first block.
 
     Args:
         skeleton: of the model; its parts outside of the blocks are filled for the time of the call.
         ids: int64 [windows, length].
+        through: run what is behind the blocks too, as if these did nothing.
 
     Returns:
         The hidden states that enter the first block, float32 [windows, length, width], and how blocks are called.
@@ -81,7 +95,7 @@ def enter(skeleton: Skeleton, ids: Tensor) -> tuple[Tensor, Calls]:
             if index == 0:
                 entered.append(hidden)
             calls.found.setdefault((index, len(hidden)), (args, kwargs | extra))
-            if index == len(blocks) - 1:
+            if index == len(blocks) - 1 and not through:
                 raise _Done
             return (hidden,) if wraps else hidden
 
@@ -89,10 +103,9 @@ def enter(skeleton: Skeleton, ids: Tensor) -> tuple[Tensor, Calls]:
 
     with torch.no_grad(), skeleton.on_demand(), _forwards(blocks, catcher):
         for part in ids.split(batch_size(ids.shape[1])):
-            try:
+            with suppress(_Done):
                 skeleton.model(part, use_cache=False)
-            except _Done:
-                parts.append(entered.pop())
+            parts.append(entered.pop())
     hidden = torch.cat(parts).float()
     if not bool(torch.isfinite(hidden).all()):
         raise NonFinite("the hidden states before the first block hold NaN or infinity")

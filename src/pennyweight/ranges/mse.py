@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.formats import grids
-from pennyweight.qtensor import QParams
+from pennyweight.qtensor import QParams, encode
 from pennyweight.ranges import params_of_range, ranges
 from pennyweight.ranges.signed import Signed
 from pennyweight.spec import QuantSpec
@@ -21,7 +21,7 @@ def range_error(values: Tensor, weights: Tensor, params: QParams, spec: QuantSpe
     scale = params.scale.unsqueeze(-1)
     zero = None if params.zero is None else params.zero.unsqueeze(-1)
     grid = grids[spec.grid]
-    decoded = grid.decode(grid.encode(values * (1.0 / scale), zero))
+    decoded = grid.decode(encode(values * (1.0 / scale), zero, spec))
     if zero is not None:
         decoded = decoded - zero
     error = (decoded * scale - values).abs()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pennyweight.errors import NonFinite, SolverError
 from pennyweight.formats import grids
-from pennyweight.qtensor import QParams, QTensor, quantize, unblock
+from pennyweight.qtensor import QParams, QTensor, encode, quantize, unblock
 from pennyweight.ranges import RangeRule
 from pennyweight.solvers import input_solvers
 from pennyweight.spec import QuantSpec
@@ -86,7 +86,7 @@ def gptq(
                 scale[:, :, i : i + width] = own[0]
                 zero[:, :, i : i + width] = own[1]
             column, s, z = part[:, :, j], scale[:, :, i], zero[:, :, i]
-            code = grid.encode(column * (1.0 / s), None if spec.zero == "none" else z)
+            code = encode(column * (1.0 / s), z, spec)
             codes[:, :, i] = code.float()
             u = upper[:, i, i:stop].unsqueeze(1)  # [groups, 1, stop - i]
             error = (column - (grid.decode(code) - z) * s) / u[:, :, 0]
