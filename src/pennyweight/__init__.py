@@ -35,6 +35,7 @@ _PLACES = {
     "Program": "program.ir",
     "Tuned": "tune.ristretto",
     **dict.fromkeys(("tune", "Goal", "Tuning", "sensitivity"), "tune"),
+    **dict.fromkeys(("diagnose", "Diagnosis"), "diagnose"),
     "interpret": "program.interpret",
     "PennyweightError": "errors",
     "Session": "runtime.session",
@@ -45,6 +46,7 @@ _MODULES = ("errors", "runtime", "exporters", "training", "compat")
 if TYPE_CHECKING:
     from pennyweight import compat, errors, exporters, runtime, training
     from pennyweight.compiled import compile  # noqa: A004 (the name that torch gives it)
+    from pennyweight.diagnose import Diagnosis, diagnose
     from pennyweight.errors import PennyweightError
     from pennyweight.journal import Journal
     from pennyweight.pipeline import calibrate, convert, journal, prepare, quantize, record, state
@@ -62,9 +64,9 @@ if TYPE_CHECKING:
     from pennyweight.tune import Goal, Tuned, Tuning, sensitivity, tune
 
 __all__ = [
-    "Goal", "Journal", "PennyweightError", "Plan", "Profile", "Program", "QParams", "QTensor", "QuantSpec",
+    "Diagnosis", "Goal", "Journal", "PennyweightError", "Plan", "Profile", "Program", "QParams", "QTensor", "QuantSpec",
     "Recipe", "Rule", "Session", "Site", "Tuned", "Tuning", "calibrate", "chain", "compat", "compile",
-    "convert", "difference", "errors", "exporters", "interpret", "journal", "load", "lower", "prepare",
+    "convert", "diagnose", "difference", "errors", "exporters", "interpret", "journal", "load", "lower", "prepare",
     "presets", "profile",
     "quantize", "record", "runtime", "save", "sensitivity", "state", "training", "tune",
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""What can go wrong, one file a family; each registers functions from a `Case` to findings."""
