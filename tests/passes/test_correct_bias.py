@@ -129,3 +129,30 @@ def test_files_hold_the_corrected_bias(tmp_path):
     again = pw.load(tmp_path / "m.safetensors", model, x)
     with torch.no_grad():
         assert torch.equal(result(x), again(x))
+
+
+class Chain(nn.Module):
+    """Three layers whose errors add up."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+def test_measured_means_are_those_of_float():
+    """Layer by layer, behind what was corrected before; the last one's are the network's."""
+    model = Chain().eval()
+    x = torch.rand(64, 3, 9, 9)
+    drift = {}
+    for source in ("", "data", "outputs"):
+        text = COARSE + (f'\n[[passes]]\npass = "correct_bias"\nsource = "{source}"\n' if source else "")
+        prepared = calibrate(prepare(model, x, Recipe.parse(text)), [x[:32], x[32:]], progress=False)
+        with torch.no_grad():
+            drift[source] = float((prepared(x) - model(x)).mean(0).abs().max())
+    assert drift["outputs"] < 1e-5
+    assert drift["outputs"] < drift["data"] < drift[""]
+    assert len(pw.journal(prepared).of("bias")) == 3

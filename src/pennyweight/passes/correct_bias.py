@@ -13,7 +13,9 @@ from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
 from pennyweight.passes.solve import weights
 from pennyweight.plan import LayerPlan
+from pennyweight.progress import track
 from pennyweight.qtensor import QTensor
+from pennyweight.reconstruction.capture import floating, mean_outputs
 from pennyweight.reconstruction.normals import Channels, propagate
 from pennyweight.stats.moments import Moments
 
@@ -45,14 +47,20 @@ class CorrectBias:
     With `source = "norms"` E[x] is what folded batch norms say, followed through the graph by
     `reconstruction.normals`; layers that no norm lies before take the measured means.
 
+    With `source = "outputs"` the shift is measured instead of computed: layer by layer in the order they run,
+
+        b' = b + E[y] - E[y'],  y of the float network, y' of the network as quantized and corrected so far
+
+    which also takes back what rounded activations and earlier layers add, at one run up to each layer.
+
     Args:
-        source: "data" or "norms".
+        source: "data", "norms" or "outputs".
 
     Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction"
     (arXiv:1906.04721), section 4.2, with measured means for E[x]; Finkelstein et al. 2019 (arXiv:1906.03193).
     """
 
-    source: Literal["data", "norms"] = "data"
+    source: Literal["data", "norms", "outputs"] = "data"
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
 
@@ -62,6 +70,9 @@ class CorrectBias:
 
     def run(self, context: Context) -> None:
         """Shift every bias; one `bias` event each, with the largest shift and the root of their mean square."""
+        if self.source == "outputs":
+            self._measured(context)
+            return
         known = propagate(context.graph, context.model, context.outputs) if self.source == "norms" else {}
         for twin, name, matrix in weights(context.model, dict(context.model.named_parameters())):
             means = _expected(context, known, twin)
@@ -70,12 +81,41 @@ class CorrectBias:
             change = matrix.double() - twin.solved[name].dequantize().reshape(matrix.shape).double()
             shift = twin.expected(change, means)
             twin.bias_shift = shift.float()
-            context.journal.add(
-                "bias",
-                twin.layer.name,
-                largest=float(shift.abs().max()),
-                rms=float(torch.sqrt((shift**2).mean())),
-            )
+            _report(context, twin.layer.name, shift)
+
+    @property
+    def replays(self) -> bool:
+        """Whether layers are measured one by one."""
+        return self.source == "outputs"
+
+    def _measured(self, context: Context) -> None:
+        model = context.model
+        for quantizer in model.modules():
+            if isinstance(quantizer, ActivationQuantizer) and quantizer.calibrated:
+                quantizer.active = True
+        found = {
+            node.path: model.get_submodule(node.path)
+            for node in context.graph
+            if node.kind == "module" and node.path in context.plan.layers
+        }
+        twins = {
+            p: m for p, m in found.items() if isinstance(m, Corrigible) and m.input is not None and m.solved
+        }
+        batches = () if context.batches is None else context.batches()
+        with floating(model):
+            wanted = mean_outputs(model, batches, twins)
+        for path, twin in track(twins.items(), "correct biases", total=len(twins), show=context.progress):
+            twin.bias_shift = None
+            once = len(context.graph.modules(path)) == 1
+            batches = () if context.batches is None else context.batches()
+            shift = wanted[path] - mean_outputs(model, batches, {path: twin}, stop=once)[path]
+            twin.bias_shift = shift.float()
+            _report(context, path, shift)
+
+
+def _report(context: Context, path: str, shift: Tensor) -> None:
+    rms = float(torch.sqrt((shift**2).mean()))
+    context.journal.add("bias", path, largest=float(shift.abs().max()), rms=rms)
 
 
 def _expected(context: Context, known: dict[Ref, Channels], twin: object) -> Tensor | None:

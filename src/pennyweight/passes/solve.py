@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from pennyweight.errors import EmptyCalibration, PennyweightError
 from pennyweight.nn import twins
 from pennyweight.nn.calls import CallTwin, call_matrix
+from pennyweight.nn.conv import ConvTwin
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
 from pennyweight.plan import LayerPlan
@@ -90,14 +93,14 @@ class Solve:
             self._in_order(context, rule, found)
             return
         for twin, name, matrix in found:
-            solve_one(context, twin, name, matrix, self._bound(), rule)
+            solve_one(context, twin, name, matrix, self._bound(twin), rule)
 
-    def _bound(self) -> Solver:
-        return (
-            partial(solvers[self.solver], **self.solver_options)
-            if self.solver_options
-            else solvers[self.solver]
-        )
+    def _bound(self, twin: Any) -> Solver:
+        """The solver with its options, and with the layer's taps if it heeds them."""
+        solver, options = solvers[self.solver], dict(self.solver_options)
+        if "taps" in signature(solver).parameters and isinstance(twin, ConvTwin):
+            options.setdefault("taps", math.prod(twin.kernel_size))
+        return partial(solver, **options) if options else solver
 
     def _in_order(self, context: Context, rule: RangeRule, found: list[tuple[Any, str, Tensor]]) -> None:
         """Layers as they run, each behind a quantized network.

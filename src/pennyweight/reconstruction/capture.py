@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pennyweight.errors import EmptyCalibration
 from pennyweight.graph.record import call
 from pennyweight.nn.fake import ActivationQuantizer
 
@@ -45,6 +46,49 @@ def visit(
     finally:
         handle.remove()
     return count
+
+
+def mean_outputs(
+    model: nn.Module, batches: Iterable[Any], modules: Mapping[str, nn.Module], *, stop: bool = False
+) -> dict[str, Tensor]:
+    """Mean of every output channel over batches and places, float64 [channels] by name.
+
+    Channels are on axis 1 of a convolution's result and on the last of others. With `stop` a batch is given up behind
+    the first module that is reached.
+
+    Raises:
+        EmptyCalibration: if a module is never reached.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    handles = []
+    for name, module in modules.items():
+
+        def after(m: nn.Module, args: Any, result: Tensor, name: str = name) -> None:
+            axis = result.ndim - 1 - len(getattr(m, "kernel_size", ()))
+            values = result.detach().double().movedim(axis, -1).flatten(0, -2)
+            sums[name] = sums[name] + values.sum(0) if name in sums else values.sum(0)
+            counts[name] = counts.get(name, 0) + len(values)
+            if stop:
+                raise _ReachedError
+
+        handles.append(module.register_forward_hook(after))
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                try:
+                    call(model, batch)
+                except _ReachedError:
+                    continue
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [name for name in modules if name not in sums]
+    if missing:
+        raise EmptyCalibration(
+            "no batch reaches this layer", site=missing[0], hint="Pass some hundred inputs."
+        )
+    return {name: sums[name] / counts[name] for name in modules}
 
 
 @contextmanager
