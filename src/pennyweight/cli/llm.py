@@ -124,12 +124,13 @@ def progress_line(event: dict[str, Any]) -> str:
 def _verified(directory: Path, out: Path, text: Path, window: int) -> dict[str, float]:
     from pennyweight.llm.directory import Directory as Folder
     from pennyweight.llm.evaluate import perplexity
-    from pennyweight.llm.load import load
+    from pennyweight.llm.load import load, load_file
     from pennyweight.llm.text import read_tokens
 
     ids = read_tokens(text, Folder(directory))
+    again = load(out) if out.is_dir() else load_file(out, directory)
     return {
-        "perplexity": perplexity(load(out), ids, window, progress=True).value,
+        "perplexity": perplexity(again, ids, window, progress=True).value,
         "perplexity in float": perplexity(load(directory), ids, window, progress=True).value,
     }
 

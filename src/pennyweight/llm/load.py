@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,13 @@ from pennyweight.llm.block import round_tokens
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.schemes import Scheme, bits_of
 from pennyweight.llm.skeleton import Skeleton, put
-from pennyweight.llm.store import Solved, unpack
-from pennyweight.llm.targets import pennyweight as own
+from pennyweight.llm.store import Solved
+from pennyweight.llm.targets import readers
 from pennyweight.nn import twins
 from pennyweight.nn.integer import bias_codes
 from pennyweight.nn.linear import IntegerLinear
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
-from pennyweight.registry import Registry
-
-Reader = Callable[[Directory], tuple[dict[str, Solved], set[str]]]
-readers: Registry[Reader] = Registry("kinds of quantized directories")
-
-
-def read_own(directory: Directory) -> tuple[dict[str, Solved], set[str]]:
-    """Quantized layers of one of our directories, and the names of the tensors they are made of.
-
-    Raises:
-        FormatError: on a version that is unknown, or broken promises.
-    """
-    settings = directory.scheme
-    schemes = settings.get("layers")
-    if settings.get("version") != 1 or not isinstance(schemes, dict):
-        raise FormatError("the directory's quantization is of an unknown version", site=directory.path.name)
-    tails = (".weight.codes", ".weight.scale", ".weight.zero", ".input")
-    own_names = {
-        n for n in directory.names for path in schemes if n.startswith(tuple(path + t for t in tails))
-    }
-    return unpack(directory.load(own_names), schemes), own_names
-
-
-readers.add(own.METHOD, read_own)
 
 
 class SimulatedLinear(nn.Module):
@@ -161,6 +136,28 @@ def assemble(directory: Directory, layers: dict[str, Solved], made_of: set[str] 
                           site=directory.path.name)  # fmt: skip
     _generation(model, directory)
     return model.eval()
+
+
+def load_file(path: str | Path, directory: str | Path) -> nn.Module:
+    """The model of a GGUF file, decoded to floats, to compare it with others.
+
+    Args:
+        path: of the file.
+        directory: of the float model it was made from; it gives the structure, and no weight that the file has.
+
+    Raises:
+        FormatError: if the file cannot be read, or a weight does not fit.
+    """
+    from pennyweight.llm.targets.gguf import read
+
+    source = Directory(directory)
+    model = assemble(source, {})
+    for name, tensor in read(Path(path), source).items():
+        put(model, name, tensor, name)
+    for name, tied in Skeleton(source).ties.items():
+        owner, _, key = name.rpartition(".")
+        model.get_submodule(owner)._parameters[key] = model.get_parameter(tied)
+    return model
 
 
 class _WithCodes(Directory):

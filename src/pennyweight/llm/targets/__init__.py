@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,5 +89,9 @@ class Target(Protocol):
         """Write the model: a folder or a file at `path`, which does not exist yet."""
         ...
 
+
+Reader = Callable[[Directory], tuple[dict[str, Solved], set[str]]]
+readers: Registry[Reader] = Registry("kinds of quantized directories", "pennyweight.llm.targets")
+"""By `quant_method`: quantized layers by path, and the names of the tensors that they are made of."""
 
 targets: Registry[Target] = Registry("formats", "pennyweight.llm.targets")

@@ -9,10 +9,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pennyweight.errors import FormatError
 from pennyweight.llm.directory import INDEX, Directory
 from pennyweight.llm.schemes import Scheme
-from pennyweight.llm.store import pack
-from pennyweight.llm.targets import Quantized, targets
+from pennyweight.llm.store import Solved, pack, unpack
+from pennyweight.llm.targets import Quantized, readers, targets
 
 METHOD = "pennyweight"
 
@@ -49,6 +50,23 @@ def write_config(model: Quantized, folder: Path, quantization: dict[str, Any]) -
     (folder / "config.json").write_text(json.dumps(config, indent=1), "utf8")
 
 
+def read(directory: Directory) -> tuple[dict[str, Solved], set[str]]:
+    """Quantized layers of one of our directories, and the names of the tensors they are made of.
+
+    Raises:
+        FormatError: on a version that is unknown, or broken promises.
+    """
+    settings = directory.scheme
+    schemes = settings.get("layers")
+    if settings.get("version") != 1 or not isinstance(schemes, dict):
+        raise FormatError("the directory's quantization is of an unknown version", site=directory.path.name)
+    tails = (".weight.codes", ".weight.scale", ".weight.zero", ".input")
+    own_names = {
+        n for n in directory.names for path in schemes if n.startswith(tuple(path + t for t in tails))
+    }
+    return unpack(directory.load(own_names), schemes), own_names
+
+
 class Pennyweight:
     """See the module."""
 
@@ -64,4 +82,5 @@ class Pennyweight:
         model.copy_text_files(path)
 
 
+readers.add(METHOD, read)
 targets.add(METHOD, Pennyweight())

@@ -1,0 +1,177 @@
+"""Files of others: what they hold is what was solved, as their own readers see it; what they cannot hold is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from pennyweight.errors import InputError
+from pennyweight.llm.directory import Directory
+from pennyweight.llm.load import load, load_file, logits
+from pennyweight.llm.methods import Problem, methods
+from pennyweight.llm.quantize import quantize
+from pennyweight.llm.request import Request
+from pennyweight.llm.targets import readers
+from pennyweight.spec import QuantSpec
+
+CASES = [
+    ("w4a16", {}), ("w3a16", {}), ("w8a8", {}), ("w4a8", {}), ("w8a8-static", {}), ("w4a16", {"asymmetric": True}),
+    ("w4a16", {"head": "w8a16"}), ("w2a16", {"group": 16}), ("w4a16", {"awq": True}),
+]  # fmt: skip
+
+
+def written(llama, tmp_path, ids, to, scheme, options):
+    request = Request(scheme, **options)
+    quantize(llama, tmp_path / "own", request, ids)
+    quantize(llama, tmp_path / "out", Request(scheme, to=to, **options), ids)
+    return tmp_path / "out", logits(load(tmp_path / "own"), ids)
+
+
+@pytest.mark.parametrize(("scheme", "options"), CASES)
+def test_compressed_tensors_directories_load_in_transformers(llama, ids, tmp_path, scheme, options):
+    pytest.importorskip("compressed_tensors", reason="the extra `llm` is not installed")
+    import transformers
+
+    out, want = written(llama, tmp_path, ids, "compressed-tensors", scheme, options)
+    assert torch.equal(logits(load(out), ids), want)
+    if options.get("asymmetric"):
+        return  # below: this version of transformers wants unpacked zero points of a packed weight
+    model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.no_grad():
+        got = model(ids).logits
+    assert float((got - want).norm() / want.norm()) < 1e-2
+    if not scheme.startswith("w8a8"):
+        assert float((got - want).norm() / want.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("text", ["int4[32]^fp16", "uint4[32]+z^fp16", "uint3[1,*]+z", "int8[32]^fp16"])
+def test_packed_weights_are_decompressed_to_the_same_values(text):
+    package = pytest.importorskip("compressed_tensors.compressors", reason="the extra `llm` is not installed")
+    from compressed_tensors.quantization import QuantizationScheme
+
+    from pennyweight.llm.schemes import Scheme
+    from pennyweight.llm.store import Solved
+    from pennyweight.llm.targets.compressed_tensors import arguments, packed
+
+    scheme = Scheme.parse(text)
+    q = methods["searched"].solve(Problem(torch.randn(16, 96), scheme.weight))
+    tensors, _ = packed({"a": Solved(scheme, q)})
+    local = {k.removeprefix("a."): v for k, v in tensors.items()}
+    described = {k: v for k, v in arguments(scheme).items() if k != "format"}
+    theirs = QuantizationScheme.model_validate({"targets": ["Linear"], **described})
+    back = package.PackedQuantizationCompressor.decompress(local, theirs)["weight"]
+    assert torch.allclose(back.float(), q.dequantize(), rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scheme": "w4a16"},
+        {"scheme": "w3a16"},
+        {"scheme": "w8a16"},
+        {"scheme": "w4a16", "asymmetric": True},
+        {"scheme": "w2a16"},
+    ],
+)
+def test_gptq_directories_hold_what_was_solved(llama, ids, tmp_path, options):
+    out, want = written(
+        llama, tmp_path, ids, "gptq", options["scheme"], {k: v for k, v in options.items() if k != "scheme"}
+    )
+    got = logits(load(out), ids)
+    assert float((got - want).norm() / want.norm()) < (2e-3 if options["scheme"] == "w8a16" else 1e-6)
+    layers, _ = readers["gptq"](Directory(out))
+    layer = layers["model.layers.1.mlp.down_proj"]
+    stored = Directory(out).load(
+        [f"model.layers.1.mlp.down_proj.{t}" for t in ("qweight", "qzeros", "scales", "g_idx")]
+    )
+    words, zeros, scales, order = (t.numpy() for t in stored.values())
+    bits = json.loads((out / "config.json").read_text())["quantization_config"]["bits"]
+    plus = 0 if options.get("asymmetric") else 1
+
+    def code(column, i):  # the layout's own words: a stream of bits down each column
+        low = int(np.uint32(column[i * bits // 32])) >> (i * bits % 32)
+        if i * bits % 32 + bits > 32:
+            low |= int(np.uint32(column[i * bits // 32 + 1])) << (32 - i * bits % 32)
+        return low & ((1 << bits) - 1)
+
+    dense = layer.weight.dequantize()
+    for o, i in ((0, 0), (5, 31), (17, 42), (63, 95)):
+        g = int(order[i])
+        zero = code(zeros[g], o) + plus
+        value = (code(words[:, o], i) - zero) * float(scales[g, o])
+        assert value == pytest.approx(float(dense[o, i]), abs=1e-6)
+
+
+GGUF = [
+    "int4[32]^fp16",
+    "uint4[32]+z^fp16",
+    "int5[32]^fp16",
+    "uint5[32]+z^fp16",
+    "int8[32]^fp16",
+    "int6[16]^(int8[16]^fp16)",
+]
+
+
+@pytest.mark.parametrize("text", GGUF)
+def test_blocks_are_what_the_package_decodes(text):
+    gguf = pytest.importorskip("gguf", reason="the extra `llm` is not installed")
+    from pennyweight.llm.targets.gguf import raw_blocks
+
+    torch.manual_seed(0)
+    q = methods["searched"].solve(Problem(torch.randn(6, 512), QuantSpec.parse(text)))
+    kind, raw = raw_blocks(q)
+    back = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
+    want = q.dequantize().numpy()
+    assert np.abs(back - want).max() < (2e-3 if "+z" in text else 1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"asymmetric": True}, {"head": "same"}])
+def test_gguf_files_hold_the_whole_model(llama, ids, tmp_path, options):
+    pytest.importorskip("gguf", reason="the extra `llm` is not installed")
+    out, want = written(llama, tmp_path, ids, "gguf", "w4a16", options)
+    assert out.is_file()
+    got = logits(load_file(out, llama), ids)
+    assert float((got - want).norm() / want.norm()) < 2e-3
+
+
+def test_llama_cpp_computes_the_same_perplexity(llama, ids, tmp_path):
+    package = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    out, _ = written(llama, tmp_path, ids, "gguf", "w4a16", {})
+    runner = package.Llama(str(out), logits_all=True, n_ctx=64, verbose=False)
+    runner.eval(ids[0].tolist())
+    got = torch.from_numpy(np.array(runner.scores[: ids.shape[1]]))
+    want = logits(load(tmp_path / "own"), ids[:1])[0]
+    assert float((got - want).norm() / want.norm()) < 5e-2
+
+
+@pytest.mark.parametrize(
+    ("to", "request_", "words"),
+    [
+        ("gptq", Request("w4a8"), "weights alone"),
+        ("gptq", Request("nf4", group=32), "integers of 2, 3, 4 or 8 bits"),
+        ("gptq", Request("w4a16", head="w8a16"), "one scheme for all"),
+        ("gptq", Request("w4a16", embeddings="int8n[1,*]"), "no tables"),
+        ("compressed-tensors", Request("mxfp4"), "plain scales"),
+        ("compressed-tensors", Request("w4a4"), "int8 activations"),
+        ("gguf", Request("w3a16"), "no type for this"),
+        ("gguf", Request("w4a16", group=16), "no type for this"),
+        ("gguf", Request("uint4[16]+z^fp16"), "Q4_K and Q5_K"),
+        ("gguf", Request("w8a8"), "no type for this"),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused_before_the_work(llama, tmp_path, to, request_, words):
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match=words):
+        quantize(llama, tmp_path / "out", replace(request_, to=to))
+    assert not list(tmp_path.iterdir())
+
+
+def test_gguf_refuses_models_it_has_no_names_for(llama, tmp_path):
+    folder = shutil.copytree(llama, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "olmo"}))
+    with pytest.raises(InputError, match=r"GGUF names of a 'olmo'"):
+        quantize(folder, tmp_path / "out", Request("w4a16", to="gguf"))
