@@ -25,6 +25,7 @@ _PLACES = {
     ),
     **dict.fromkeys(("save", "load", "difference"), "storage"),
     "compile": "compiled",
+    "synthesize": "synthesis",
     "profile": "profiling",
     **dict.fromkeys(("Recipe", "chain", "presets"), "recipe"),
     **dict.fromkeys(("Rule", "Plan", "Site"), "plan"),
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from pennyweight.runtime.session import Session
     from pennyweight.spec import QuantSpec
     from pennyweight.storage import difference, load, save
+    from pennyweight.synthesis import synthesize
     from pennyweight.tune import Goal, Tuned, Tuning, sensitivity, tune
 
 __all__ = [
@@ -68,7 +70,7 @@ __all__ = [
     "Recipe", "Rule", "Session", "Site", "Tuned", "Tuning", "calibrate", "chain", "compat", "compile",
     "convert", "diagnose", "difference", "errors", "exporters", "interpret", "journal", "load", "lower", "prepare",
     "presets", "profile",
-    "quantize", "record", "runtime", "save", "sensitivity", "state", "training", "tune",
+    "quantize", "record", "runtime", "save", "sensitivity", "state", "synthesize", "training", "tune",
 ]  # fmt: skip
 
 

@@ -56,12 +56,11 @@ class Smooth:
     def run(self, context: Context) -> None:
         """Scale; one `smooth` event for every producer, with the least and the greatest divisor."""
         twins = scalable(context.model)
-        for link in links(context.graph, twins):
-            if self.producers == "norms" and not link.norm:
-                continue
-            module = context.model.get_submodule(link.producer) if link.norm else twins[link.producer]
-            lo, hi = channel_extremes(context, {link.producer: module})[link.producer]
-            s = self._factors(link, twins, lo, hi)
+        found = [link for link in links(context.graph, twins) if link.norm or self.producers == "all"]
+        modules = {link.producer: context.model.get_submodule(link.producer) for link in found}
+        seen = channel_extremes(context, modules) if modules else {}  # a link changes no other link's values
+        for link in found:
+            s = self._factors(link, twins, *seen[link.producer])
             scale(context, link, twins, s)
             context.journal.add("smooth", link.producer, least=float(s.min()), greatest=float(s.max()))
 
