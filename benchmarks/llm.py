@@ -51,7 +51,9 @@ SIZES = {
 def texts() -> tuple[str, str]:
     """Training and test text."""
     folder = data_folder() / "lm"
-    wiki = [gzip.decompress((folder / f"wikitext2_{n}.txt.gz").read_bytes()).decode() for n in ("valid", "test")]
+    wiki = [
+        gzip.decompress((folder / f"wikitext2_{n}.txt.gz").read_bytes()).decode() for n in ("valid", "test")
+    ]
     play = (folder / "tinyshakespeare.txt").read_text("utf8")
     cut, act = len(wiki[1]) * 85 // 100, len(play) * 9 // 10
     return wiki[0] + play[:act] + wiki[1][:cut], wiki[1][cut:] + play[act:]
@@ -156,14 +158,16 @@ def stories(args: argparse.Namespace) -> None:
     print(f"logits apart {float(apart):.1e}")
 
 
-def measured(folder: Path, out: Path, request: Request, calib: Tensor, test: Tensor) -> tuple[Perplexity, float]:
+def measured(
+    folder: Path, out: Path, request: Request, calib: Tensor, test: Tensor, limit: int = 0
+) -> tuple[Perplexity, float]:
     """Quantize, load, evaluate, remove; and the seconds that quantizing took."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(out.parent / f".{out.name}.partial", ignore_errors=True)
     start = time.perf_counter()
     quantize(folder, out, request, calib)
     took = time.perf_counter() - start
-    found = perplexity(load(out), test, WINDOW)
+    found = perplexity(load(out), test, WINDOW, limit=limit)
     shutil.rmtree(out)
     return found, took
 
@@ -177,14 +181,15 @@ def table(args: argparse.Namespace) -> None:
     lead = "stories_" if args.model == "stories" else ""
     test = read_tokens(folder / f"{lead}test{ends[0]}", source)
     calib = windows(read_tokens(folder / f"{lead}calib{ends[1]}", source), WINDOW, args.windows, args.seed)
-    base = perplexity(load(model), test, WINDOW)
+    base = perplexity(load(model), test, WINDOW, limit=args.limit)
     print(f"float {base.value:.4f}, {base.tokens} tokens, {base.windows} windows of {WINDOW}", flush=True)
     rows = []
     for text in args.schemes.split(","):
         name, _, group = text.partition(":")
         for method in args.methods.split(","):
-            request = Request(name, int(group) if group else None, args.asymmetric, method)
-            found, took = measured(model, folder / f"table-{os.getpid()}", request, calib, test)
+            request = Request(name, int(group) if group else None, args.asymmetric, method, steps=args.steps,
+                              **json.loads(args.options))  # fmt: skip
+            found, took = measured(model, folder / f"table-{os.getpid()}", request, calib, test, args.limit)
             loss = 100 * (found.value / base.value - 1)
             rows.append({"scheme": text, "method": method, "perplexity": found.value, "loss": loss})
             print(f"{text:14} {method:12} {found.value:9.4f}  {loss:+8.2f} %  {took:6.1f} s", flush=True)
@@ -194,7 +199,9 @@ def table(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("make", "stories", "table"):
         sub = verbs.add_parser(verb)
@@ -206,9 +213,16 @@ def main() -> None:
             sub.add_argument("--lr", type=float, default=2e-3)
         if verb == "table":
             sub.add_argument("--model", default="bpe", choices=["bpe", "stories"])
-            sub.add_argument("--schemes", default="w8a8,w4a8:32,w4a8:128,w4a16:32,w4a16:64,w4a16:128,w3a16:64,w2a16:32")
+            sub.add_argument(
+                "--schemes", default="w8a8,w4a8:32,w4a8:128,w4a16:32,w4a16:64,w4a16:128,w3a16:64,w2a16:32"
+            )
             sub.add_argument("--methods", default="rtn,searched,gptq")
             sub.add_argument("--windows", type=int, default=128)
+            sub.add_argument("--limit", type=int, default=0, help="test windows at most; 0 for all")
+            sub.add_argument("--steps", type=int, default=200, help="of methods that train")
+            sub.add_argument(
+                "--options", default="{}", help="of the request, JSON: awq, smooth, rotate, retarget"
+            )
             sub.add_argument("--asymmetric", action="store_true")
             sub.add_argument("--json", default="")
     args = parser.parse_args()

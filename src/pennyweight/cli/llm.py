@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pennyweight.cli.options import Json
+from pennyweight.cli.options import Json, Threads
 from pennyweight.cli.output import emit, note
 
 app = typer.Typer(
@@ -128,9 +128,17 @@ def _verified(directory: Path, out: Path, text: Path, window: int) -> dict[str, 
     from pennyweight.llm.text import read_tokens
 
     ids = read_tokens(text, Folder(directory))
-    again = load(out) if out.is_dir() else load_file(out, directory)
+    if out.suffix == ".dwt":
+        from pennyweight.llm.evaluate import decoded_perplexity
+        from pennyweight.runtime.decode import load_decoding
+
+        found = decoded_perplexity(load_decoding(out), ids, window)
+    else:
+        found = perplexity(
+            load(out) if out.is_dir() else load_file(out, directory), ids, window, progress=True
+        )
     return {
-        "perplexity": perplexity(again, ids, window, progress=True).value,
+        "perplexity": found.value,
         "perplexity in float": perplexity(load(directory), ids, window, progress=True).value,
     }
 
@@ -162,15 +170,77 @@ def perplexity_command(
 
 @app.command("generate")
 def generate_command(
-    directory: Directory,
+    model: Annotated[Path, typer.Argument(help="A .dwt file, which runs without torch, or a directory.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "",
     ids: Annotated[str, typer.Option(help="Token ids to continue instead, separated by commas.")] = "",
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     seed: Seed = 0,
+    threads: Threads = 0,
     json: Json = False,
 ) -> None:
-    """Continue a text with DIRECTORY, float or quantized."""
+    """Continue a text with MODEL, float or quantized, token by token."""
+    import time
+
+    try:
+        start = [int(i) for i in ids.split(",") if i.strip()]
+    except ValueError:
+        raise typer.BadParameter(f"--ids {ids!r} is no list of numbers such as 1,15,9") from None
+    begin = time.perf_counter()
+    if model.suffix == ".dwt":
+        found, said = _from_file(model, prompt, start, tokens, temperature, seed, threads, not json)
+    else:
+        found, said = _from_directory(model, prompt, start, tokens, temperature, seed)
+    rate = len(found) / (time.perf_counter() - begin)
+    if json:
+        emit({"ids": found, "text": said, "tokens a second, loading included": rate}, {}, True)
+    elif model.suffix != ".dwt":
+        print(said or ",".join(map(str, found)))
+
+
+def _from_file(
+    path: Path,
+    prompt: str,
+    start: list[int],
+    tokens: int,
+    temperature: float,
+    seed: int,
+    threads: int,
+    show: bool,
+) -> tuple[list[int], str]:
+    """From a program, without torch; prints as it goes."""
+    from pennyweight.errors import InputError
+    from pennyweight.runtime.decode import load_decoding
+
+    decoding = load_decoding(path, threads=threads)
+    reader: Any = None
+    if decoding.tokenizer:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ImportError(f"text needs pip install tokenizers; or give --ids ({error})") from None
+        reader = Tokenizer.from_str(decoding.tokenizer)
+    if prompt and reader is None:
+        raise InputError("the file has no tokenizer", site=path.name, hint="Give --ids.")
+    found = reader.encode(prompt).ids if prompt else start
+    said = "" if reader is None else str(reader.decode(found))
+    if show:
+        print(said or ",".join(map(str, found)), end="", flush=True)
+    for token in decoding.generate(found, tokens=tokens, temperature=temperature, seed=seed):
+        found = [*found, token]
+        now = "" if reader is None else str(reader.decode(found))
+        if show:
+            print(f",{token}" if reader is None else now[len(said) :], end="", flush=True)
+        said = now
+    if show:
+        print()
+    return found, said
+
+
+def _from_directory(
+    path: Path, prompt: str, start: list[int], tokens: int, temperature: float, seed: int
+) -> tuple[list[int], str]:
+    """By `generate` of transformers."""
     import torch
 
     from pennyweight.errors import InputError
@@ -179,21 +249,12 @@ def generate_command(
     from pennyweight.llm.load import load
     from pennyweight.llm.text import encode, tokenizer
 
-    reader = tokenizer(Folder(directory))
+    reader = tokenizer(Folder(path))
     if prompt and reader is None:
-        raise InputError("the directory has no tokenizer", site=directory.name, hint="Give --ids.")
-    try:
-        start = encode(reader, prompt) if prompt else [int(i) for i in ids.split(",") if i.strip()]
-    except ValueError:
-        raise typer.BadParameter(f"--ids {ids!r} is no list of numbers such as 1,15,9") from None
-    found = generate(
-        load(directory), torch.tensor(start), tokens=tokens, temperature=temperature, seed=seed
-    ).tolist()
-    said = "" if reader is None else reader.decode(found)
-    if json:
-        emit({"ids": found, "text": said}, {}, True)
-    else:
-        print(said or ",".join(map(str, found)))
+        raise InputError("the directory has no tokenizer", site=path.name, hint="Give --ids.")
+    ids = torch.tensor(encode(reader, prompt) if prompt else start)
+    found = generate(load(path), ids, tokens=tokens, temperature=temperature, seed=seed).tolist()
+    return found, "" if reader is None else str(reader.decode(found))
 
 
 @app.command("estimate")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pennyweight.errors import InputError, NonFinite
 from pennyweight.llm.load import logits
 from pennyweight.progress import track
+from pennyweight.runtime.decode import Decoding
 
 TOKENS_AT_ONCE = 2048
 
@@ -72,6 +73,30 @@ def perplexity(
     if not math.isfinite(mean):
         raise NonFinite("the loss is no number", site=type(model).__name__)
     return Perplexity(math.exp(mean), count * (window - 1), count, window, found)
+
+
+def decoded_perplexity(decoding: Decoding, ids: Tensor, window: int = 512, *, limit: int = 4) -> Perplexity:
+    """Perplexity of a `.dwt` file, token by token through its keys and values, over the first windows of a text.
+
+    Args:
+        decoding: of the file.
+        ids: int64 [n].
+        window: tokens of a window.
+        limit: windows at most.
+
+    Raises:
+        InputError: if the text is shorter than one window.
+    """
+    count = min(len(ids) // window, limit)
+    if count == 0:
+        raise InputError(f"the text has {len(ids)} tokens, one window needs {window}", hint="Give more text.")
+    losses = []
+    for row in ids[: count * window].view(count, window):
+        decoding.begin()
+        y = [torch.from_numpy(decoding.step([token])) for token in row[:-1].tolist()]
+        losses.append(F.cross_entropy(torch.stack(y), row[1:], reduction="none").double().mean())
+    found = torch.stack(losses)
+    return Perplexity(math.exp(float(found.mean())), count * (window - 1), count, window, found)
 
 
 def generate(model: Any, ids: Tensor, *, tokens: int = 64, temperature: float = 0.0, seed: int = 0) -> Tensor:

@@ -1,0 +1,114 @@
+"""Token after token from a language model's program; numpy only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pennyweight.errors import FormatError, InputError
+from pennyweight.program.ir import Array
+from pennyweight.runtime.session import Session, load
+
+KEY = "decoder"
+STRIDE = 64  # entries by which the room for keys and values grows
+
+
+class Decoding:
+    """A conversation with a program of `lower_decoder`: its keys and values, and what comes next.
+
+    Args:
+        session: of such a program.
+
+    Raises:
+        FormatError: if the program is none.
+    """
+
+    def __init__(self, session: Session) -> None:
+        about = session.program.meta.get(KEY)
+        keys = ("blocks", "heads", "width", "window")
+        if not isinstance(about, dict) or not all(type(about.get(k)) is int and about[k] >= 0 for k in keys):
+            raise FormatError(
+                "the file holds no language model to decode with", hint="Write it with llm quantize --to dwt."
+            )
+        self.session = session
+        self.about: dict[str, Any] = about
+        self.window = int(about["window"])
+        self._past = np.zeros((STRIDE, 2, about["blocks"], about["heads"], about["width"]), np.float32)
+        self.count = 0
+
+    def begin(self) -> None:
+        """Forget what was said."""
+        self.count = 0
+
+    @property
+    def tokenizer(self) -> str:
+        """Text of the tokenizer's `tokenizer.json`, empty where the file has none."""
+        return str(self.about.get("tokenizer", ""))
+
+    def step(self, ids: Array | list[int]) -> Array:
+        """Take in tokens; the logits of what comes next, f32 [vocabulary].
+
+        Raises:
+            InputError: on no token, or more than the model's window holds.
+        """
+        given = np.asarray(ids, np.int64).reshape(1, -1)
+        n = given.shape[1]
+        if n == 0:
+            raise InputError("there is no token to go on from")
+        if self.window and self.count + n > self.window:
+            raise InputError(
+                f"{self.count + n} tokens, the model was made for {self.window}", hint="Begin anew."
+            )
+        room = max(STRIDE, -(-self.count // STRIDE) * STRIDE)
+        logits, new = self.session.run(given, self._past[:room], np.array([self.count], np.int64))
+        if self.count + n > len(self._past):
+            grown = np.zeros(
+                (2 * (self.count + n) // STRIDE * STRIDE + STRIDE, *self._past.shape[1:]), np.float32
+            )
+            grown[: self.count] = self._past[: self.count]
+            self._past = grown
+        self._past[self.count : self.count + n] = new
+        self.count += n
+        found: Array = logits[0]
+        return found
+
+    def generate(
+        self, ids: list[int], *, tokens: int = 64, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[int]:
+        """Go on from some tokens, one after another, until a token that ends the text.
+
+        Args:
+            ids: to take in first.
+            tokens: to add at most.
+            temperature: 0 takes the likeliest token.
+            seed: of the choice.
+
+        Raises:
+            InputError: see `step`.
+        """
+        draw = np.random.default_rng(seed)
+        ends = set(self.about.get("ends") or ())
+        logits = self.step(ids)
+        for i in range(tokens):
+            if temperature > 0:
+                p = np.exp((logits - logits.max()).astype(np.float64) / temperature)
+                token = int(draw.choice(len(p), p=p / p.sum()))
+            else:
+                token = int(logits.argmax())
+            yield token
+            if token in ends or i == tokens - 1 or (self.window and self.count == self.window):
+                return
+            logits = self.step([token])
+
+
+def load_decoding(path: str | os.PathLike[str], *, backend: str = "auto", threads: int = 0) -> Decoding:
+    """A conversation with a `.dwt` file.
+
+    Raises:
+        FormatError: if the file breaks a promise, or holds no language model.
+        OSError: if it cannot be opened.
+    """
+    return Decoding(load(path, backend=backend, threads=threads))
