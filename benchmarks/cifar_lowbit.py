@@ -199,6 +199,8 @@ def train(args: argparse.Namespace) -> None:
         "lr": lr,
         "decay": args.decay,
         "slope": args.slope,
+        "real": args.real,
+        "shift": args.shift,
     }
     seeds = iter(range(1000))
 
@@ -209,7 +211,7 @@ def train(args: argparse.Namespace) -> None:
         seed = next(seeds)
         if seed:
             save(seed)
-        return itertools.islice(data.epoch(seed + 1), steps)
+        return itertools.islice(data.epoch(seed + 1, args.shift), steps)
 
     optimizer = None
     if signs:
@@ -275,6 +277,7 @@ def main() -> None:
     one.add_argument("--decay", type=float, default=0.0)
     one.add_argument("--slope", default="approx", choices=("approx", "ede", "clipped", "swish"))
     one.add_argument("--real", type=float, default=0.0, help="share of the steps with real weights, w1a1")
+    one.add_argument("--shift", type=int, default=4, help="pixels that training images move by at most")
     one.add_argument("--compile", action="store_true")
     one.add_argument("--limit", type=int, default=0, help="stop after so many steps, to look at a setting")
     one.add_argument("--name", default="", help="added to the file's name")

@@ -93,15 +93,15 @@ class Data:
         x = self.normal(self.train_x[::97][:512])
         return list(x.split(64))
 
-    def epoch(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Shuffled batches, cropped by up to 4 pixels and flipped."""
+    def epoch(self, seed: int, shift: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled batches, moved by up to `shift` pixels and flipped."""
         rng = np.random.default_rng(seed)
         order = torch.from_numpy(rng.permutation(len(self.train_y)))
-        padded = F.pad(self.train_x, (4, 4, 4, 4))
+        padded = F.pad(self.train_x, (shift,) * 4)
         for rows in order[: len(order) // BATCH * BATCH].split(BATCH):
             images = torch.empty(BATCH, 3, 32, 32, dtype=torch.uint8)
             for i, row in enumerate(rows.tolist()):
-                dy, dx, flip = rng.integers(0, 9), rng.integers(0, 9), rng.integers(0, 2)
+                dy, dx, flip = (int(rng.integers(0, n)) for n in (2 * shift + 1, 2 * shift + 1, 2))
                 crop = padded[row, :, dy : dy + 32, dx : dx + 32]
                 images[i] = crop.flip(-1) if flip else crop
             x = self.normal(images).contiguous(memory_format=torch.channels_last)

@@ -61,6 +61,18 @@ inline float gelu_tanh(float x) {
 inline float silu(float x) { return x * sigmoid(x); }
 inline float hardswish(float x) { return (x * clip(x + 3.0f, 0.0f, 6.0f)) * kSixth; }
 
+inline float half_to_float(uint16_t h) {
+  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
+  float out;
+  if (exponent == 0) {
+    out = float(mantissa) * 5.9604644775390625e-8f;  // subnormal: mantissa * 2^-24
+    return sign ? -out : out;
+  }
+  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+
 // Halves added: 8, 4, 2, 1.
 inline float lanes_total(float* lanes) {
   for (int half = 8; half > 0; half /= 2)

@@ -277,12 +277,26 @@ using DepthwiseF32Fn = void (*)(const DepthwiseF32Args&);  // depthwise_f32: x i
 
 // Float rows times stored codes, decoded in registers:
 //   y[m][n] = sum_g scale[g][n] * sum_{k in g} x[m][k] * (code[n][k] - zero[g][n])  (+ bias[n])
-// Packed codes: blocks of 16 columns; k after k, 16 bytes (8 bits), or 8 bytes with columns j and j + 8 in the low and
-// high nibble of byte j (4 bits, offset by 8).
+// How weights of a float product are stored, and decoded on the way:
+enum class Coding : int {
+  kInteger8,  // two's complement
+  kInteger4,  // offset by 8: places in a table of those integers
+  kLevels4,   // places in a table of 16 floats
+  kLevels8,   // places in a table of 256
+  kSmall8,    // floats of at most 8 bits: `mantissa` ahead of them make a float of 16 bits, the sign moved by `sign`
+  kHalf,      // float16
+  kBrain,     // bfloat16
+};
+
+// Packed: blocks of 16 columns; k after k, 32 bytes (16 bits) or 16 (8 bits). Of 4 bits, groups are padded to eights of k:
+// four bytes a column, the first k in the lowest bits.
 struct GemmCodesArgs {
   const float* a = nullptr;  // row m at a + m * lda
   int64_t lda = 0;
-  int m = 0, k = 0, groups = 1, bits = 8;
+  int m = 0, k = 0, groups = 1;
+  Coding coding = Coding::kInteger8;
+  const float* levels = nullptr;
+  int mantissa = 0, sign = 0;
   const uint8_t* b = nullptr;
   int64_t b_block = 0;       // bytes from one column block to the next
   int n = 0;

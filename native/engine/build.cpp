@@ -24,6 +24,7 @@ const Entry kBuilders[] = {
     {"matmul_f32", build_matmul_f32},
     {"linear_w", build_linear_w},
     {"decode", build_decode},
+    {"decode_levels", build_decode_levels},
     {"embedding", build_embedding},
     {"requant", build_epilogue},
     {"requant_shift", build_shift},

@@ -56,6 +56,7 @@ void build_linear_f32(Builder&, int op);
 void build_matmul_f32(Builder&, int op);
 void build_linear_w(Builder&, int op);
 void build_decode(Builder&, int op);
+void build_decode_levels(Builder&, int op);
 void build_embedding(Builder&, int op);
 void build_shift(Builder&, int op);         // requant_shift, requant_add_shift
 void build_epilogue(Builder&, int op);      // requant, requant_add, rescale

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from cases import F32, Case
 
+from pennyweight.formats import grids
+from pennyweight.formats.minifloat import Minifloat
 from pennyweight.program.ir import Program
 
 BOUNDS = {"zero": 128, "lo": 0, "hi": 255}
@@ -65,3 +67,29 @@ def levels() -> Iterator[tuple[Case, Program]]:
         weight = case.op("decode_levels", [stored, table, scale], bits=bits, shape=[5, n])
         y = case.op("binary", [case.floats(2, 5, n), weight], fn="add")
         yield case, case.program(y)
+
+
+def level_products() -> Iterator[tuple[Case, Program]]:
+    """Float products whose weights are decoded on the way."""
+    for name, bits in (("fp8_e4m3", 8), ("fp8_e5m2", 8), ("fp6_e3m2", 8), ("fp6_e2m3", 8), ("sqrt2_5", 8), ("nf4", 4),
+                       ("fp4_e2m1", 4)):  # fmt: skip
+        grid = grids[name]
+        levels = (grid.table() if isinstance(grid, Minifloat) else grid.levels()).nan_to_num(0, 0, 0).numpy()
+        table = np.zeros(1 << bits, F32)
+        table[: len(levels)] = levels
+        for m, n, k, groups in ((1, 1, 4, 1), (3, 33, 24, 3), (8, 17, 64, 2), (9, 20, 30, 1), (1, 80, 36, 4)):
+            case = Case(f"products of {name} {m} {n} {k}")
+            codes = case.rng.choice(np.flatnonzero(table), (n, k)).astype(np.uint8)
+            codes[0, ::3] = 0
+            held = codes if bits == 8 else (codes[:, ::2] | codes[:, 1::2] << 4)
+            scale = case.constant(case.rng.uniform(0.1, 2, (n, groups)).astype(F32))
+            stored = [case.constant(held, "u4" if bits == 4 else "u8"), case.constant(table), scale]
+            x, bias = case.floats(m, k, scale=1), case.constant(case.rng.standard_normal(n).astype(F32))
+            weight = case.op("decode_levels", stored, bits=bits, shape=[n, k])
+            y = case.op("linear_f32", [x, weight, bias])
+            kernel = case.op("decode_levels", stored, bits=bits, shape=[n, k // 2, 2, 1])
+            image = case.floats(1, 4, 3, k // 2, scale=1)
+            z = case.op(
+                "conv_f32", [image, kernel], stride=[1, 1], pads=[0, 0, 0, 0], dilation=[1, 1], groups=1
+            )
+            yield case, case.program(y, z)

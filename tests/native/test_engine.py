@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import programs
 import programs_real
+from programs_shifts import level_products
 
 from pennyweight.program.interpret import interpret
 from pennyweight.program.ops import definitions
@@ -21,7 +22,9 @@ from pennyweight.runtime.engine import Engine
 ISAS = library.supported_isas()
 CASES = {c.name: (c, p) for family in (*programs.EXACT, programs_real.conversions) for c, p in family()}
 ROUNDED = {c.name: (c, p) for c, p in programs_real.roundings()}
-INEXACT = {c.name: (c, p) for family in (programs.inexact, programs_real.reals) for c, p in family()}
+INEXACT = {
+    c.name: (c, p) for family in (programs.inexact, programs_real.reals, level_products) for c, p in family()
+}
 
 
 def run(program, inputs, isa, threads):

@@ -304,24 +304,12 @@ struct WhereStep : Step {
   }
 };
 
-float half_to_float(uint16_t h) {
-  const uint32_t sign = uint32_t(h & 0x8000) << 16, exponent = h >> 10 & 31, mantissa = h & 1023;
-  float out;
-  if (exponent == 0) {
-    out = float(mantissa) * 5.9604644775390625e-8f;  // subnormal: mantissa * 2^-24
-    return sign ? -out : out;
-  }
-  const uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | mantissa << 13;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-
 double read(const void* p, int dtype, int64_t i) {
   switch (dtype) {
     case PW_F32: return static_cast<const float*>(p)[i];
     case PW_I64: return double(static_cast<const int64_t*>(p)[i]);
     case PW_I32: return static_cast<const int32_t*>(p)[i];
-    case PW_F16: return half_to_float(static_cast<const uint16_t*>(p)[i]);
+    case PW_F16: return fn::half_to_float(static_cast<const uint16_t*>(p)[i]);
     case PW_BF16: {
       const uint32_t bits = uint32_t(static_cast<const uint16_t*>(p)[i]) << 16;
       float v;

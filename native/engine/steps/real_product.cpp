@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "engine/pieces.h"
+#include "engine/steps/codes.h"
 #include "engine/steps/real_matrix.h"
 #include "engine/steps/real_tail.h"
 #include "engine/steps/walk.h"
@@ -11,6 +12,7 @@ namespace pw {
 
 void weights_to_f32(const Constant& c, std::vector<float>& out);
 void decode_rows(const Plan& plan, int codes, int scale, int zero, int bits, int64_t n, std::vector<float>& out);
+void decode_level_rows(const Plan& plan, const OpNode& op, std::vector<float>& out);
 
 namespace {
 
@@ -28,33 +30,52 @@ Packed pack_floats(const float* w, int64_t n, int64_t k, int64_t n_stride, int64
   return p;
 }
 
+// The op that decodes the weight of a float product; null where it is stored as floats.
+const OpNode* decoder_of(const Plan& plan, const OpNode& op) {
+  if (op.kind == "linear_w") return &op;
+  const int producer = plan.values[op.in[1]].producer;
+  return producer < 0 ? nullptr : &plan.ops[producer];
+}
+
 // Weights of a float convolution or linear layer: stored as floats, or decoded from codes at load.
-std::vector<float> float_weights(const Plan& plan, int value) {
+std::vector<float> float_weights(const Plan& plan, const OpNode& op) {
   std::vector<float> out;
-  const int producer = plan.values[value].producer;
-  if (plan.is_constant(value)) {
-    weights_to_f32(plan.constant(value), out);
-  } else if (producer >= 0 && plan.ops[producer].kind == "decode") {
-    const OpNode& d = plan.ops[producer];
-    const int64_t rows = plan.values[value].dims[0], n = rows ? plan.values[value].count() / rows : 0;
-    decode_rows(plan, d.in[0], d.in[1], d.input(2), int(d.integer("bits")), n, out);
+  const OpNode* d = decoder_of(plan, op);
+  if (!d && plan.is_constant(op.in[1])) {
+    weights_to_f32(plan.constant(op.in[1]), out);
+  } else if (d && d->kind == "linear_w") {
+    decode_rows(plan, d->in[1], d->in[2], d->input(3), int(d->integer("bits")), d->integer("n"), out);
+  } else if (d && d->kind == "decode") {
+    const Value& w = plan.values[op.in[1]];
+    const int64_t n = w.dims[0] ? w.count() / w.dims[0] : 0;
+    decode_rows(plan, d->in[0], d->in[1], d->input(2), int(d->integer("bits")), n, out);
+  } else if (d && d->kind == "decode_levels") {
+    decode_level_rows(plan, *d, out);
   } else {
     fail("a float product's weight must be stored with the model");
   }
   return out;
 }
 
-// Weights in a kernel's form, kept with the model where they are stored as they are.
+// Weights in a kernel's form, kept with the model.
 template <class Make>
-std::shared_ptr<const Packed> packed_weights(Plan& plan, int value, const std::string& what, Make make) {
-  const Value& w = plan.values[value];
-  if (w.kind != PW_CONSTANT) return std::make_shared<const Packed>(make());
-  return plan.model->packed(what + ":" + std::to_string(w.index), make);
+std::shared_ptr<const Packed> packed_weights(Plan& plan, const OpNode& op, std::string key, Make make) {
+  const OpNode* d = decoder_of(plan, op);
+  const auto add = [&](int v) { key += ":" + std::to_string(v < 0 ? -1 : plan.values[v].index); };
+  if (!d) {
+    add(op.in[1]);
+  } else {
+    key += ":" + d->kind;
+    for (int64_t size : plan.values[d == &op ? op.in[1] : d->out[0]].dims) key += "," + std::to_string(size);
+    for (size_t i = d == &op ? 1 : 0; i < d->in.size(); ++i) add(d->in[i]);
+  }
+  return plan.model->packed(key, make);
 }
 
 std::vector<float> bias_of(const Plan& plan, const OpNode& op, int64_t n) {
-  if (op.input(2) < 0) return {};
-  std::vector<float> bias = columns_f32(plan, op.in[2], n);
+  const int given = op.input(op.kind == "linear_w" ? 4 : 2);
+  if (given < 0) return {};
+  std::vector<float> bias = columns_f32(plan, given, n);
   bias.resize(bias.size() + 16);  // blocks of a group that begins within one
   return bias;
 }
@@ -279,8 +300,8 @@ void build_depthwise(Builder& b, const OpNode& op, FloatTail tail, const Geometr
   auto step = std::make_unique<FloatDepthwiseStep>();
   const int64_t kernel = g.kernel[1] * g.kernel[2];
   const bool half = plan.values[x].dtype == PW_BF16;
-  step->packed = packed_weights(plan, op.in[1], half ? "depthwise_bf16" : "depthwise_f32", [&] {
-    return pack_depthwise(float_weights(plan, op.in[1]).data(), g.in_channels, kernel, half ? 32 : 16);
+  step->packed = packed_weights(plan, op, half ? "depthwise_bf16" : "depthwise_f32", [&] {
+    return pack_depthwise(float_weights(plan, op).data(), g.in_channels, kernel, half ? 32 : 16);
   });
   step->fn = half ? plan.kernels->depthwise_bf16 : plan.kernels->depthwise_f32;
   step->x_bf16 = half;
@@ -336,9 +357,9 @@ void build_conv_f32(Builder& b, int number) {
   const KernelRow* row = step->choose(plan, half, tail);
   const std::string how = step->key("conv", plan);
   for (int64_t group = 0; group < g.groups; ++group)
-    step->packed.push_back(packed_weights(plan, op.in[1], how + ":" + std::to_string(group), [&] {
+    step->packed.push_back(packed_weights(plan, op, how + ":" + std::to_string(group), [&] {
       // the weight [O, C, *kernel] with the taps outside of the channels, as rows are read
-      const std::vector<float> w = float_weights(plan, op.in[1]);
+      const std::vector<float> w = float_weights(plan, op);
       std::vector<float> taps(size_t(columns * kernel * channels));
       const float* from = w.data() + group * columns * channels * kernel;
       for (int64_t o = 0; o < columns; ++o)
@@ -363,9 +384,10 @@ void build_conv_f32(Builder& b, int number) {
 void build_linear_f32(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode op = plan.ops[number];
-  const int64_t n = plan.values[op.in[1]].dims[0], k = plan.values[op.in[1]].dims[1];
+  const int64_t n = plan.values[op.in[1]].dims[0], k = plan.values[op.in[0]].dims.back();
   const int64_t rows = k ? plan.values[op.in[0]].count() / k : 0;
   if (rows == 0 || n == 0) return;
+  if (build_codes(b, number)) return;
   FloatTail tail = make_float_tail(b, number);
   tail.bias = bias_of(plan, op, n);
   const Value& y = plan.values[tail.result];
@@ -376,8 +398,8 @@ void build_linear_f32(Builder& b, int number) {
   step->segments = {0};
   step->seg_len = int(k);
   const KernelRow* row = step->choose(plan, half, tail);
-  step->packed = {packed_weights(plan, op.in[1], step->key("linear", plan), [&] {
-    const std::vector<float> w = float_weights(plan, op.in[1]);
+  step->packed = {packed_weights(plan, op, step->key("linear", plan), [&] {
+    const std::vector<float> w = float_weights(plan, op);
     return half ? pack_halves(w.data(), n, 1, k, step->layout) : pack_floats(w.data(), n, k, k, 1);
   })};
   step->n = n;
@@ -389,5 +411,7 @@ void build_linear_f32(Builder& b, int number) {
   step->tail = std::move(tail);
   b.add(std::move(step));
 }
+
+void build_linear_w(Builder& b, int number) { build_linear_f32(b, number); }
 
 }  // namespace pw

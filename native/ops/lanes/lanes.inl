@@ -274,44 +274,6 @@ void decode(const DecodeArgs& a) {
   }
 }
 
-namespace {
-
-// MR rows of x against one block of 16 columns of codes.
-template <int MR>
-void codes_tile(const GemmCodesArgs& g, int m, int block) {
-  const uint8_t* b = g.b + block * g.b_block;
-  const int group = g.k / g.groups, column = 16 * block, left = g.n - column;
-  V total_of[MR];
-  for (int i = 0; i < MR; ++i) total_of[i] = set1(0.0f);
-  for (int at = 0; at < g.groups; ++at) {
-    V sum[MR];
-    for (int i = 0; i < MR; ++i) sum[i] = set1(0.0f);
-    const V zero = g.zero ? load(g.zero + at * g.scale_step + column, left, 0.0f) : set1(0.0f);
-    for (int k = at * group; k < (at + 1) * group; ++k) {
-      V w = g.bits == 8 ? codes8(b + int64_t(k) * 16) : codes4(b + int64_t(k) * 8);
-      if (g.zero) w = w - zero;
-      for (int i = 0; i < MR; ++i) sum[i] = fused(set1(g.a[(m + i) * g.lda + k]), w, sum[i]);
-    }
-    const V scale = load(g.scale + at * g.scale_step + column, left, 0.0f);
-    for (int i = 0; i < MR; ++i) total_of[i] = fused(sum[i], scale, total_of[i]);
-  }
-  for (int i = 0; i < MR; ++i) {
-    V y = total_of[i];
-    if (g.bias) y = y + load(g.bias + column, left, 0.0f);
-    store(g.c + (m + i) * g.ldc + column, left, y);
-  }
-}
-
-}  // namespace
-
-void gemm_codes(const GemmCodesArgs& g) {
-  for (int block = 0; block * 16 < g.n; ++block) {
-    int m = 0;
-    for (; m + 4 <= g.m; m += 4) codes_tile<4>(g, m, block);
-    for (; m < g.m; ++m) codes_tile<1>(g, m, block);
-  }
-}
-
 void pack(const PackArgs& a) {
   const int whole = a.k / 4 * 4;
   for (int block = 0; block * 16 < a.n; ++block) {

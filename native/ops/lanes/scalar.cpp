@@ -199,32 +199,6 @@ void decode(const DecodeArgs& a) {
   }
 }
 
-void gemm_codes(const GemmCodesArgs& g) {
-  const int group = g.k / g.groups;
-  for (int m = 0; m < g.m; ++m)
-    for (int n = 0; n < g.n; ++n) {
-      const uint8_t* b = g.b + (n / 16) * g.b_block;
-      float y = 0;
-      for (int at = 0; at < g.groups; ++at) {
-        float sum = 0;
-        for (int k = at * group; k < (at + 1) * group; ++k) {
-          int code;
-          if (g.bits == 8) {
-            code = static_cast<int8_t>(b[k * 16 + n % 16]);
-          } else {
-            const int pair = b[k * 8 + n % 8];
-            code = (n % 16 < 8 ? pair & 15 : pair >> 4) - 8;
-          }
-          float w = float(code);
-          if (g.zero) w = w - g.zero[at * g.scale_step + n];
-          sum += g.a[m * g.lda + k] * w;
-        }
-        y += sum * g.scale[at * g.scale_step + n];
-      }
-      g.c[m * g.ldc + n] = g.bias ? y + g.bias[n] : y;
-    }
-}
-
 void pack(const PackArgs& a) {
   for (int block = 0; block * 16 < a.n; ++block)
     for (int j = 0; j < 16; ++j) {

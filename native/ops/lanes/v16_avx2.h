@@ -125,13 +125,52 @@ inline float greatest(V x) {
 
 // One fused step: only for float products, whose sums have no order to keep.
 inline V fused(V x, V y, V z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
-inline V codes8(const uint8_t* p) { return reals(load_i8(reinterpret_cast<const int8_t*>(p), 16)); }
-inline V codes4(const uint8_t* p) {  // columns j and j + 8 in byte j, offset by 8
-  const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), low = _mm_set1_epi8(15);
-  alignas(16) int8_t both[16];
-  const __m128i joined = _mm_unpacklo_epi64(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
-  _mm_store_si128(reinterpret_cast<__m128i*>(both), _mm_sub_epi8(joined, _mm_set1_epi8(8)));
-  return reals(load_i8(both, 16));
+inline I load_i8(const int8_t* p) { return load_i8(p, 16); }
+inline I load_lanes(const uint8_t* p) {
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+inline I operator>>(I x, int n) { return {_mm256_srli_epi32(x.a, n), _mm256_srli_epi32(x.b, n)}; }
+struct Table16 {
+  __m256 low, high;
+};
+inline Table16 table16(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline __m256 entry(const Table16& t, __m256i i) {
+  const __m256 high = _mm256_castsi256_ps(_mm256_slli_epi32(i, 28));  // bit 3 chooses
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.low, i), _mm256_permutevar8x32_ps(t.high, i), high);
+}
+// Of places in the low four bits; what is above them does not count.
+inline V entry(const Table16& t, I i) { return {entry(t, i.a), entry(t, i.b)}; }
+inline V entry(const float* table, I i) { return {_mm256_i32gather_ps(table, i.a, 4), _mm256_i32gather_ps(table, i.b, 4)}; }
+// Thirty-two numbers of 16 bits.
+struct W {
+  __m256i a, b;
+};
+struct Shift16 {
+  __m128i by;
+};
+inline Shift16 shift16(int n) { return {_mm_cvtsi32_si128(n)}; }
+inline W words(int x) { return {_mm256_set1_epi16(int16_t(x)), _mm256_set1_epi16(int16_t(x))}; }
+inline W load_words(const uint8_t* p) {
+  return {_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)))};
+}
+inline W shifted(W x, Shift16 s) { return {_mm256_sll_epi16(x.a, s.by), _mm256_sll_epi16(x.b, s.by)}; }
+// Bits of x under the mask, bit 15 of y.
+inline W mixed(W x, W y, W mask) {
+  const __m256i sign = _mm256_set1_epi16(int16_t(0x8000));
+  return {_mm256_or_si256(_mm256_and_si256(y.a, sign), _mm256_and_si256(x.a, mask.a)),
+          _mm256_or_si256(_mm256_and_si256(y.b, sign), _mm256_and_si256(x.b, mask.b))};
+}
+inline V half_to_real(__m256i h) {
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
+}
+inline void small_floats(W x, V& a, V& b) {
+  a = half_to_real(x.a);
+  b = half_to_real(x.b);
+}
+inline V brain_to_real(__m256i h) {
+  const auto wide = [](__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); };
+  return {wide(_mm256_castsi256_si128(h)), wide(_mm256_extracti128_si256(h, 1))};
 }
 #undef PW_EACH
 

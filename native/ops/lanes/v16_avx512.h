@@ -81,14 +81,38 @@ inline float greatest(V x) { return _mm512_reduce_max_ps(x.v); }
 
 // One fused step: only for float products, whose sums have no order to keep.
 inline V fused(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-inline V codes8(const uint8_t* p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+inline I load_i8(const int8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+inline I load_lanes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline I operator>>(I x, int n) { return {_mm512_srli_epi32(x.v, unsigned(n))}; }
+struct Table16 {
+  __m512 v;
+};
+inline Table16 table16(const float* p) { return {_mm512_loadu_ps(p)}; }
+// Of places in the low four bits; what is above them does not count.
+inline V entry(const Table16& t, I i) { return {_mm512_permutexvar_ps(i.v, t.v)}; }
+inline V entry(const float* table, I i) { return {_mm512_i32gather_ps(i.v, table, 4)}; }
+// Thirty-two numbers of 16 bits.
+struct W {
+  __m512i v;
+};
+struct Shift16 {
+  __m512i by;
+};
+inline Shift16 shift16(int n) { return {_mm512_set1_epi16(int16_t(n))}; }
+inline W words(int x) { return {_mm512_set1_epi16(int16_t(x))}; }
+inline W load_words(const uint8_t* p) { return {_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline W shifted(W x, Shift16 s) { return {_mm512_sllv_epi16(x.v, s.by)}; }
+// Bits of x under the mask, bit 15 of y.
+inline W mixed(W x, W y, W mask) {
+  const __m512i sign = _mm512_and_si512(y.v, _mm512_set1_epi16(int16_t(0x8000)));
+  return {_mm512_ternarylogic_epi64(sign, x.v, mask.v, 0xf8)};
 }
-inline V codes4(const uint8_t* p) {  // columns j and j + 8 in byte j, offset by 8
-  const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)), low = _mm_set1_epi8(15);
-  const __m128i both = _mm_unpacklo_epi64(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_sub_epi8(both, _mm_set1_epi8(8))))};
+inline V half_to_real(__m256i h) { return {_mm512_cvtph_ps(h)}; }
+inline void small_floats(W x, V& a, V& b) {
+  a = half_to_real(_mm512_castsi512_si256(x.v));
+  b = half_to_real(_mm512_extracti64x4_epi64(x.v, 1));
 }
+inline V brain_to_real(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
 
 }  // namespace
 }  // namespace pw

@@ -21,7 +21,9 @@ from pennyweight.runtime import library
 # arguments that change from call to call; every other tensor is stored with the model
 ACTIVATIONS = frozenset({"x", "a", "b", "q", "k", "v", "mask", "h", "c", "ids"})
 # one pass over memory, or float convolutions, which torch does best: nothing to gain
-ON_REFERENCE = frozenset({"round_to_codes", "embedding", "decode", "decode_levels", "conv_weight"})
+ON_REFERENCE = frozenset(
+    {"round_to_codes", "embedding", "decode", "decode_levels", "conv_weight", "conv_levels"}
+)
 
 _programs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first stored tensor -> {key: engine}
 

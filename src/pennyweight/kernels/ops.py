@@ -23,6 +23,7 @@ SCHEMAS = {
     "Tensor? table=None) -> Tensor",
     "linear_grouped": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, bool per_token, int bits, int n) -> Tensor",
     "linear_weight": "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, int n) -> Tensor",
+    "linear_levels": "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, int n) -> Tensor",
     "conv": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero, "
     f"{_GEOMETRY}, Tensor? table=None) -> Tensor",
     "conv_binary": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, "
@@ -30,6 +31,8 @@ SCHEMAS = {
     "conv_dynamic": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, "
     f"{_GEOMETRY}, Tensor? table=None) -> Tensor",
     "conv_weight": "(Tensor x, Tensor codes, Tensor scale, Tensor? zero, Tensor? bias, int bits, "
+    f"{_GEOMETRY}) -> Tensor",
+    "conv_levels": "(Tensor x, Tensor codes, Tensor levels, Tensor scale, Tensor? bias, int bits, "
     f"{_GEOMETRY}) -> Tensor",
     "matmul": "(Tensor a, Tensor b, Tensor a_scale, Tensor a_zero, Tensor b_scale, Tensor b_zero) -> Tensor",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float factor, Tensor q_scale, "
@@ -88,10 +91,12 @@ FAKES: dict[str, Callable[..., Any]] = {
     "linear_dynamic": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
     "linear_grouped": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
     "linear_weight": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
+    "linear_levels": lambda x, codes, *a: x.new_empty([*x.shape[:-1], codes.shape[0]]),
     "conv": _fake_conv,
     "conv_binary": _fake_conv,
     "conv_dynamic": _fake_conv,
     "conv_weight": _fake_conv,
+    "conv_levels": _fake_conv,
     "matmul": _fake_matmul,
     "attention": lambda q, k, v, *a: q.new_empty([*q.shape[:-1], v.shape[-1]]),
     "embedding": lambda ids, codes, scale, zero, bits, n: scale.new_empty([*ids.shape, n]),

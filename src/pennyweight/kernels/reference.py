@@ -205,10 +205,31 @@ def conv_weight(
     stride: Ints, padding: Ints, dilation: Ints, extra: Ints, groups: int, transposed: bool,
 ) -> Tensor:  # fmt: skip
     """Float convolution with decoded weights."""
-    n = 1
-    for size in shape[1:]:
-        n *= size
-    weight = decode(codes, scale, zero, bits, n).reshape(shape).to(x.dtype)
+    weight = decode(codes, scale, zero, bits, math.prod(shape[1:]))
+    return _float_conv(x, weight, bias, shape, stride, padding, dilation, extra, groups, transposed)
+
+
+def linear_levels(
+    x: Tensor, codes: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | None, bits: int, n: int
+) -> Tensor:
+    """Float activations, weights of levels."""
+    return F.linear(x, decode_levels(codes, levels, scale, bits, n).to(x.dtype), bias)
+
+
+def conv_levels(
+    x: Tensor, codes: Tensor, levels: Tensor, scale: Tensor, bias: Tensor | None, bits: int, shape: Ints,
+    stride: Ints, padding: Ints, dilation: Ints, extra: Ints, groups: int, transposed: bool,
+) -> Tensor:  # fmt: skip
+    """Float convolution, weights of levels."""
+    weight = decode_levels(codes, levels, scale, bits, math.prod(shape[1:]))
+    return _float_conv(x, weight, bias, shape, stride, padding, dilation, extra, groups, transposed)
+
+
+def _float_conv(
+    x: Tensor, rows: Tensor, bias: Tensor | None, shape: Ints, stride: Ints, padding: Ints, dilation: Ints,
+    extra: Ints, groups: int, transposed: bool,
+) -> Tensor:  # fmt: skip
+    weight = rows.reshape(shape).to(x.dtype)
     y = _convolve(x, weight, stride, padding, dilation, extra, groups, transposed)
     return y if bias is None else y + per_channel(bias, len(stride)).to(x.dtype)
 

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from pennyweight.errors import UnrealisableSite
 from pennyweight.nn import twins
 from pennyweight.nn.integer import IntegerWeight, bias_codes, clamped
+from pennyweight.nn.levels import Levels, on_levels
 from pennyweight.nn.linear import activation_quantizer, shifted
 from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
@@ -116,7 +117,57 @@ def pad_input(x: Tensor, module: Any) -> tuple[Tensor, list[int]]:
     return F.pad(x, both), [0] * dims
 
 
-class IntegerConv(IntegerWeight):
+class Placed:
+    """Where a convolution's kernel goes: what its float module says, mixed into modules of stored codes."""
+
+    def place(self, twin: ConvTwin) -> None:
+        """Take over kernel size, stride, padding, dilation and groups."""
+        self.kernel_size, self.stride, self.dilation = (
+            twin.kernel_size,
+            list(twin.stride),
+            list(twin.dilation),
+        )
+        self.groups, self.transposed, self.padding = twin.groups, twin.transposed, twin.padding
+        self.output_padding, self.padding_mode = list(twin.output_padding), twin.padding_mode
+        self._reversed_padding_repeated_twice = list(twin._reversed_padding_repeated_twice)
+
+    def padded(self, x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, tuple[Any, ...]]:
+        """The input, batched and padded where the product cannot, and the geometry that opaque ops take."""
+        if self.transposed:
+            padding = list(cast("Any", self.padding))
+        else:
+            x, padding = pad_input(x, self)
+        x = x if x.ndim == len(self.kernel_size) + 2 else x.unsqueeze(0)
+        return x, (
+            list(shape),
+            self.stride,
+            padding,
+            self.dilation,
+            self.output_padding,
+            self.groups,
+            self.transposed,
+        )
+
+
+class LevelConv(Levels, Placed):
+    """A convolution of floats with weights `levels[codes] * scale`. x: [N, in, *size] -> [N, out, *size']."""
+
+    def __init__(self, twin: ConvTwin, q: QTensor, bias: Tensor | None) -> None:
+        super().__init__(twin.layer, q, bias)
+        self.place(twin)
+        self.shape = tuple(forward_weight(twin.weight.detach(), twin.transposed, twin.groups).shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, in, *size] -> [N, out, *size']."""
+        batched = x.ndim == len(self.kernel_size) + 2
+        x, geometry = self.padded(x, self.shape)
+        y: Tensor = torch.ops.pennyweight.conv_levels(
+            x, self.codes, self.levels, self.scale, self.bias, self.bits, *geometry
+        )
+        return y if batched else y.squeeze(0)
+
+
+class IntegerConv(IntegerWeight, Placed):
     """A converted convolution: codes on the matrix view, scales and one opaque op.
 
     x: [N, in, *size] float; result [N, out, *size'] float, exact in int32 where activations are calibrated.
@@ -132,33 +183,12 @@ class IntegerConv(IntegerWeight):
                 spec=str(q.spec),
                 hint="Give it a rule with input uint8[*]+z.",
             )
-        self.kernel_size, self.stride, self.dilation = (
-            twin.kernel_size,
-            list(twin.stride),
-            list(twin.dilation),
-        )
-        self.groups, self.transposed, self.padding = twin.groups, twin.transposed, twin.padding
-        self.output_padding, self.padding_mode = list(twin.output_padding), twin.padding_mode
-        self._reversed_padding_repeated_twice = list(twin._reversed_padding_repeated_twice)
+        self.place(twin)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, *size] -> [N, out, *size']."""
-        if self.transposed:
-            padding = list(cast("Any", self.padding))
-        else:
-            x, padding = pad_input(x, self)
         batched = x.ndim == len(self.kernel_size) + 2
-        x = x if batched else x.unsqueeze(0)
-        shape = list(self.shape)
-        geometry = (
-            shape,
-            self.stride,
-            padding,
-            self.dilation,
-            self.output_padding,
-            self.groups,
-            self.transposed,
-        )
+        x, geometry = self.padded(x, self.shape)
         ops = torch.ops.pennyweight
         if self.mode == "static":
             x = clamped(x, self.x_scale, self.x_zero, self.x_high)
@@ -219,11 +249,14 @@ class ConvFamily:
         return {"weight": conv_matrix(conv.weight.detach(), conv.transposed, conv.groups)}
 
     def convert(self, twin: nn.Module) -> nn.Module:
-        """An `IntegerConv`."""
+        """An `IntegerConv`, or a `LevelConv` where levels are no integers."""
         conv = cast("ConvTwin", twin)
-        out = IntegerConv(conv, conv.solved["weight"])
+        q = conv.solved["weight"]
         bias = shifted(conv.bias, conv.bias_shift)
         bias = None if bias is None else bias.detach().float()
+        if on_levels(conv.layer, q):
+            return LevelConv(conv, q, bias)
+        out = IntegerConv(conv, q)
         if conv.input is not None:
             out.calibrated(conv.input)
             bias = bias if out.mode == "binary" else bias_codes(bias, out.x_scale, out.scale)

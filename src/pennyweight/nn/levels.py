@@ -1,9 +1,8 @@
-"""Linear layers of floats whose weights are on levels that are no integers: fp8, fp6, NF4, powers of sqrt(2)."""
+"""Layers of floats whose weights are on levels that are no integers: fp8, fp6, NF4, powers of sqrt(2)."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pennyweight.formats import grids
@@ -19,12 +18,12 @@ def on_levels(layer: LayerPlan, q: QTensor) -> bool:
     return not layer.inputs and isinstance(grid, Codebook) and grid.multiples is None
 
 
-class LevelLinear(nn.Module):
-    """`y = x (levels[codes] * scale)^T + b`.
+class Levels(nn.Module):
+    """A weight `levels[codes] * scale`, and the bias of its layer.
 
-    codes: uint8 [out, in], or [out, ceil(in / 2)] of codes of at most 4 bits, low nibble first. levels: float32
-    [2^bits]; patterns that are no finite number stand for zero there, and no code names them. scale: float32 [out or 1,
-    groups]. bias: float32 [out] or None.
+    codes: uint8 [out, n], or [out, ceil(n / 2)] of codes of at most 4 bits, low nibble first. levels: float32 [2^bits];
+    patterns that are no finite number stand for zero there, and no code names them. scale: float32 [out or 1, groups].
+    bias: float32 [out] or None.
     """
 
     codes: Tensor
@@ -32,34 +31,38 @@ class LevelLinear(nn.Module):
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: LayerPlan, q: QTensor) -> None:
+    def __init__(self, layer: LayerPlan, q: QTensor, bias: Tensor | None) -> None:
         super().__init__()
         grid = grids[q.spec.grid]
         assert isinstance(grid, Codebook)
         self.layer = layer
-        self.out_features, self.in_features = q.codes.shape
+        self.rows, self.n = q.codes.shape
         self.bits = 4 if grid.bits <= 4 else 8
         levels = torch.zeros(1 << self.bits, device=q.codes.device)
         known = grid.table() if isinstance(grid, Minifloat) else grid.levels()
         levels[: len(known)] = known.nan_to_num(0.0, 0.0, 0.0)
         scale = q.scales()
-        rows = self.out_features
-        if 1 < len(scale) < rows:  # blocks of several rows: one scale for each row
-            scale = scale.repeat_interleave(rows // len(scale), 0)
+        if 1 < len(scale) < self.rows:  # blocks of several rows: one scale for each row
+            scale = scale.repeat_interleave(self.rows // len(scale), 0)
         self.register_buffer("codes", pack_pairs(q.codes) if self.bits == 4 else q.codes.contiguous())
         self.register_buffer("levels", levels)
         self.register_buffer("scale", scale.contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        weight: Tensor = torch.ops.pennyweight.decode_levels(
-            self.codes, self.levels, self.scale, self.bits, self.in_features
-        )
-        return F.linear(x, weight.to(x.dtype), self.bias)
+        self.register_buffer("bias", bias)
 
     def extra_repr(self) -> str:
         """Scheme, for printing."""
-        return f"weight={self.layer.weight}, shape={(self.out_features, self.in_features)}"
+        return f"weight={self.layer.weight}, shape={(self.rows, self.n)}"
+
+
+class LevelLinear(Levels):
+    """`y = x (levels[codes] * scale)^T + b`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        y: Tensor = torch.ops.pennyweight.linear_levels(
+            x, self.codes, self.levels, self.scale, self.bias, self.bits, self.n
+        )
+        return y
 
 
 def pack_pairs(codes: Tensor) -> Tensor:

@@ -117,9 +117,7 @@ class LinearFamily:
         bias = shifted(twin.bias, twin.bias_shift)
         bias = None if bias is None else bias.detach().float()
         if on_levels(twin.layer, q):
-            floats = LevelLinear(twin.layer, q)
-            floats.register_buffer("bias", bias)
-            return floats
+            return LevelLinear(twin.layer, q, bias)
         out = IntegerLinear(twin.layer, q, (twin.out_features, twin.in_features))
         if twin.input is not None:
             out.calibrated(twin.input)

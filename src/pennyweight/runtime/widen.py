@@ -6,20 +6,30 @@ from pennyweight.program.ir import Constant, Op, Program, replace
 from pennyweight.program.ops import definitions, real
 from pennyweight.program.ops.levels import decoded_levels
 
+_READ_STORED = frozenset({"linear", "linear_f32", "conv_f32"})
+
 
 def widened(program: Program) -> Program:
     """The program with stored tensors as the engine wants them; the file stays small, values are the same.
 
     Casts of stored f16 and bf16 tensors to f32 and `decode_levels` are replaced by their results, so is the unpacking
-    of codes of a few bits for all but linear layers, which read them packed where they have few rows.
+    of codes of a few bits: for all but linear layers (and float convolutions, of levels), which read them as they are
+    stored where they have few rows.
     """
     ops: list[Op] = []
     constants = dict(program.constants)
-    elsewhere = {n for op in program.ops for i, n in enumerate(op.inputs) if op.kind != "linear" or i != 1}
+    elsewhere = {
+        n for op in program.ops for i, n in enumerate(op.inputs) if op.kind not in _READ_STORED or i != 1
+    } | set(program.outputs)
+    renamed: dict[str, str] = {}
     for op in program.ops:
+        if _half(program, op) and op.outputs[0] not in elsewhere and op.kind == "cast":
+            renamed[op.outputs[0]] = op.inputs[0]  # a product reads 16 bits as they are
+            continue
         value = _decoded(program, op, elsewhere)
         if value is None:
-            ops.append(op)
+            names = tuple(renamed.get(n, n) for n in op.inputs)
+            ops.append(op if names == op.inputs else replace(op, inputs=names))
         else:
             constants[op.outputs[0]] = value
     if len(ops) == len(program.ops):
@@ -35,6 +45,8 @@ def _decoded(program: Program, op: Op, elsewhere: set[str]) -> Constant | None:
     source = found[0]
     assert source is not None
     if op.kind == "decode_levels":
+        if op.outputs[0] not in elsewhere:
+            return None
         return Constant("f32", decoded_levels(source, found[1], found[2], op.attrs))
     if op.outputs[0] in program.outputs:
         return None
@@ -43,5 +55,10 @@ def _decoded(program: Program, op: Op, elsewhere: set[str]) -> Constant | None:
             return None
         (codes,) = definitions["unpack"].run([source, found[1]], op.attrs)
         return Constant("i8", codes)
-    half = source.dtype in ("f16", "bf16") and op.attrs["dtype"] == "f32"
-    return Constant("f32", real(source)) if half else None
+    return Constant("f32", real(source)) if _half(program, op) else None
+
+
+def _half(program: Program, op: Op) -> bool:
+    """Whether an op widens a stored tensor of 16 bits."""
+    source = program.constants.get(op.inputs[0]) if op.kind == "cast" else None
+    return source is not None and source.dtype in ("f16", "bf16") and op.attrs["dtype"] == "f32"

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pennyweight.errors import LowerError
-from pennyweight.nn.integer import pack_nibbles, unpack_nibbles
 from pennyweight.nn.packing import code_bits, pack_codes, unpack_codes
 from pennyweight.program.lower.builder import Builder, Value, argument, handles, number
 
@@ -215,21 +214,43 @@ def _conv_dynamic(b: Builder, args: Any, kwargs: Any) -> Value:
 @handles("pennyweight.conv_weight.default")
 def _conv_weight(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, zero, bias, bits = args[:6]
-    shape = list(args[6])
-    stored = b.stored_tensor(codes)
-    if args[-1]:
-        if b.stored_tensor(scale).shape[1] > 1:
-            raise LowerError(
-                "a transposed convolution needs one scale per row", site=b.site, hint="Use int4[1,*]."
-            )
-        n = int(np.prod(shape[1:]))
-        rows = (unpack_nibbles(stored, n) if bits == 4 else stored).reshape(shape)
-        rows = rows.flip(list(range(2, len(shape)))).flatten(1).contiguous()
-        stored = pack_nibbles(rows) if bits == 4 else rows
+    stored = turned(b, codes, scale, bits, args[6:])
     operands = [b.constant(stored, codes.name, "u4" if bits == 4 else "i8"), b.value(scale)]
-    weight = b.emit("decode", [*operands, *([] if zero is None else [b.value(zero)])], bits=bits, shape=shape)
+    return _float_conv(
+        b, x, "decode", [*operands, *([] if zero is None else [b.value(zero)])], bias, bits, args[6:]
+    )
+
+
+@handles("pennyweight.conv_levels.default")
+def _conv_levels(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, levels, scale, bias, bits = args[:6]
+    stored = turned(b, codes, scale, bits, args[6:])
+    operands = [b.constant(stored, codes.name, "u4" if bits == 4 else "u8"), b.value(levels), b.value(scale)]
+    return _float_conv(b, x, "decode_levels", operands, bias, bits, args[6:])
+
+
+def turned(b: Builder, codes: Any, scale: Any, bits: int, geometry: Any) -> Tensor:
+    """Stored codes [O, n], those of a transposed convolution with the kernel turned round."""
+    shape, stored = list(geometry[0]), b.stored_tensor(codes)
+    if not geometry[-1]:
+        return stored
+    if b.stored_tensor(scale).shape[1] > 1:
+        raise LowerError(
+            "a transposed convolution needs one scale per row", site=b.site, hint="Use int4[1,*]."
+        )
+    n = int(np.prod(shape[1:]))
+    rows = (unpack_codes(stored, bits, n) if bits == 4 else stored).reshape(shape)
+    rows = rows.flip(list(range(2, len(shape)))).flatten(1).contiguous()
+    return pack_codes(rows, bits) if bits == 4 else rows
+
+
+def _float_conv(
+    b: Builder, x: Any, decoder: str, operands: list[Value], bias: Any, bits: int, geometry: Any
+) -> Value:
+    shape = list(geometry[0])
+    weight = b.emit(decoder, operands, bits=bits, shape=shape)
     last, _, attrs = conv_geometry(
-        b, b.channels_last(b.value(x)), torch.empty(shape, device="meta"), args[6:], 0.0
+        b, b.channels_last(b.value(x)), torch.empty(shape, device="meta"), geometry, 0.0
     )
     y = b.emit("conv_f32", [last, weight, None if bias is None else b.value(bias)], **attrs)
     return b.channels_first(y)
@@ -248,6 +269,13 @@ def _decode_levels(b: Builder, args: Any, kwargs: Any) -> Value:
     stored = b.stored_tensor(codes)
     operands = [b.constant(stored, codes.name, "u4" if bits == 4 else "u8"), b.value(levels), b.value(scale)]
     return b.emit("decode_levels", operands, bits=bits, shape=[int(stored.shape[0]), n])
+
+
+@handles("pennyweight.linear_levels.default")
+def _linear_levels(b: Builder, args: Any, kwargs: Any) -> Value:
+    x, codes, levels, scale, bias, bits, n = args
+    weight = _decode_levels(b, (codes, levels, scale, bits, n), {})
+    return b.emit("linear_f32", [b.value(x), weight, None if bias is None else b.value(bias)])
 
 
 def widened(b: Builder, x: Any) -> Value:
