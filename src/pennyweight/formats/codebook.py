@@ -57,6 +57,22 @@ class Codebook:
         """All levels, ascending."""
         return torch.tensor(self.values)
 
+    @property
+    def center(self) -> int:
+        """The unsigned code of level 0 where a byte holds the multiples."""
+        return 128 if min(self.multiples or ()) < 0 else 0
+
+    def rounding(self) -> Tensor:
+        """The code of the nearest multiple for every unsigned code, uint8 [256], ties to the greater one.
+
+        Activations on such a grid are first rounded to whole units, as hardware that finds the leading one bit does.
+        """
+        assert self.multiples is not None
+        known = torch.tensor(self.multiples, dtype=torch.int16)
+        codes = torch.arange(256, dtype=torch.int16) - self.center
+        middles = (known[:-1] + known[1:]).double() / 2
+        return (known[torch.bucketize(codes.double(), middles, right=True)] + self.center).to(torch.uint8)
+
     def encode(self, x: Tensor, zero: Tensor | None = None) -> Tensor:
         """Nearest codes; `zero` has no meaning here and is added to the code as grids of integers do."""
         levels = self.levels().double()

@@ -15,7 +15,7 @@ _GEOMETRY = (
 )
 
 SCHEMAS = {
-    "round_to_codes": "(Tensor x, Tensor scale, Tensor zero, int high=255) -> Tensor",
+    "round_to_codes": "(Tensor x, Tensor scale, Tensor zero, int high=255, Tensor? levels=None) -> Tensor",
     "linear": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, Tensor x_zero, "
     "Tensor? table=None) -> Tensor",
     "linear_binary": "(Tensor x, Tensor codes, Tensor scale, Tensor? bias, Tensor x_scale, int n) -> Tensor",

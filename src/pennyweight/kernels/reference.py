@@ -28,9 +28,14 @@ def to_codes(x: Tensor, scale: Tensor, zero: Tensor, top: int = 255) -> Tensor:
     return torch.fmin(torch.fmax(q, low), high)
 
 
-def round_to_codes(x: Tensor, scale: Tensor, zero: Tensor, high: int = 255) -> Tensor:
-    """`(codes - z) * s`."""
-    return (to_codes(x, scale, zero, high) - zero) * scale
+def round_to_codes(
+    x: Tensor, scale: Tensor, zero: Tensor, high: int = 255, levels: Tensor | None = None
+) -> Tensor:
+    """`(codes - z) * s`; with `levels`, uint8 [256], of the codes that these make of them."""
+    codes = to_codes(x, scale, zero, high)
+    if levels is not None:
+        codes = levels[codes.long()].float()
+    return (codes - zero) * scale
 
 
 def rescale(acc: Tensor, row: Tensor, column: Tensor, bias: Tensor | None) -> Tensor:

@@ -182,7 +182,7 @@ class IntegerLayerCall(IntegerWeight):
         x = bound[0]
         if self.layer.kind == "linear":
             if self.mode == "static":
-                x = clamped(x, self.x_scale, self.x_zero, self.x_high)
+                x = clamped(x, self.x_scale, self.x_zero, self.x_high, self.x_levels)
                 return o.linear(x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, self.table)
             if self.mode == "dynamic":
                 return o.linear_dynamic(x, self.codes, self.scale, self.bias, self.per_token, self.table)
@@ -207,7 +207,7 @@ class IntegerLayerCall(IntegerWeight):
             )
         geometry = (list(self.shape), stride, _tuple(padding, dims), dilation, extra, groups, self.transposed)
         if self.mode == "static":
-            x = clamped(x, self.x_scale, self.x_zero, self.x_high)
+            x = clamped(x, self.x_scale, self.x_zero, self.x_high, self.x_levels)
             return o.conv(
                 x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry, self.table
             )

@@ -191,7 +191,7 @@ class IntegerConv(IntegerWeight, Placed):
         x, geometry = self.padded(x, self.shape)
         ops = torch.ops.pennyweight
         if self.mode == "static":
-            x = clamped(x, self.x_scale, self.x_zero, self.x_high)
+            x = clamped(x, self.x_scale, self.x_zero, self.x_high, self.x_levels)
             y: Tensor = ops.conv(
                 x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, *geometry, self.table
             )

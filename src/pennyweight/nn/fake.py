@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pennyweight.errors import CalibrationError, EmptyCalibration, NonFinite
 from pennyweight.formats import grids
+from pennyweight.formats.codebook import Codebook
 from pennyweight.formats.integer import Integer
 from pennyweight.gradients import Estimator
 from pennyweight.gradients.affine import bounds, leveled
@@ -142,6 +143,8 @@ class ActivationQuantizer(Quantizer):
         """Any shape to the same shape."""
         if self.observing:
             self._update(x)
+        if self.active and not self.fresh or self.active and self.estimator is None:
+            x = self._whole(x)
         if self.estimator is None:
             if not self.active:
                 return x
@@ -156,6 +159,16 @@ class ActivationQuantizer(Quantizer):
             return x
         count = x.numel() // x.shape[0] if x.ndim > 1 and x.shape[0] else x.numel()
         return self.estimator.round(x, self.held(), self.spec, count)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """In whole units where levels are multiples of one: kernels see codes of 8 bits first, then levels."""
+        grid = grids[self.spec.grid]
+        if not isinstance(grid, Codebook) or grid.multiples is None or grid.bits == 1:
+            return x
+        low, high = -grid.center, 255 - grid.center
+        unit = self.scale.detach() * grid.unit
+        whole = torch.clamp(torch.round(x.detach().float() * (1.0 / unit)), low, high) * unit
+        return x + (whole.to(x.dtype) - x).detach() if x.requires_grad else whole.to(x.dtype)
 
     def _follow(self, x: Tensor) -> None:
         """Take a batch's range in: the first one, or into the average."""

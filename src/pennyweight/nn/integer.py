@@ -39,6 +39,7 @@ class IntegerWeight(nn.Module):
     table: Tensor | None
     x_scale: Tensor
     x_zero: Tensor
+    x_levels: Tensor | None
     bias: Tensor | None
 
     def __init__(self, layer: LayerPlan, q: QTensor, shape: tuple[int, ...]) -> None:
@@ -87,11 +88,18 @@ class IntegerWeight(nn.Module):
         self.register_buffer("zero", zero)
         self.register_buffer("x_scale", torch.tensor(float("nan")))
         self.register_buffer("x_zero", torch.tensor(float("nan")))
+        self.register_buffer("x_levels", None)
 
     def calibrated(self, quantizer: ActivationQuantizer) -> None:
         """Take the activation's parameters, shifted to unsigned codes (`docs/numerics.md`, activations)."""
         if self.mode == "binary":
             self.x_scale, self.x_zero = quantizer.scale.clone(), torch.zeros_like(quantizer.scale)
+            return
+        grid = grids[quantizer.spec.grid]
+        if isinstance(grid, Codebook) and grid.multiples is not None:
+            self.x_scale = quantizer.scale * grid.unit
+            self.x_zero = torch.full_like(self.x_scale, float(grid.center))
+            self.x_levels = grid.rounding().to(self.x_scale.device)
             return
         self.x_scale, self.x_zero = unsigned_params(quantizer)
         self.x_high = greatest_code(quantizer.spec)
@@ -148,11 +156,14 @@ def greatest_code(spec: QuantSpec) -> int:
     return (1 << int(grids[spec.grid].bits)) - 1
 
 
-def clamped(x: Tensor, scale: Tensor, zero: Tensor, high: int) -> Tensor:
-    """Rounded to codes 0 .. high where that is less than a byte holds; the 8-bit ops then find these codes again."""
-    if high == 255:
+def clamped(x: Tensor, scale: Tensor, zero: Tensor, high: int, levels: Tensor | None = None) -> Tensor:
+    """Rounded to codes 0 .. high where that is less than a byte holds; the 8-bit ops then find these codes again.
+
+    With `levels`, uint8 [256], codes become what these say: activations on powers of two and their like.
+    """
+    if high == 255 and levels is None:
         return x
-    y: Tensor = torch.ops.pennyweight.round_to_codes(x, scale, zero, high)
+    y: Tensor = torch.ops.pennyweight.round_to_codes(x, scale, zero, high, levels)
     return y
 
 

@@ -75,7 +75,7 @@ class IntegerLinear(IntegerWeight):
         """[..., in] -> [..., out]."""
         ops = torch.ops.pennyweight
         if self.mode == "static":
-            x = clamped(x, self.x_scale, self.x_zero, self.x_high)
+            x = clamped(x, self.x_scale, self.x_zero, self.x_high, self.x_levels)
             y: Tensor = ops.linear(
                 x, self.codes, self.scale, self.bias, self.x_scale, self.x_zero, self.table
             )

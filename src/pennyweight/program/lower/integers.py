@@ -30,6 +30,9 @@ def _round(b: Builder, args: Any, kwargs: Any) -> Value:
     x = b.value(args[0])
     high = int(args[3]) if len(args) > 3 else 255
     q, scale, zero = quantized(b, x, b.stored_tensor(args[1]), b.stored_tensor(args[2]), high)
+    levels = argument(args, kwargs, 4, "levels")
+    if levels is not None:
+        q = b.shaped(b.emit("table", [q, b.value(levels)]), x.shape)
     return b.shaped(b.emit("dequantize", [q], scale=scale, zero=zero), x.shape)
 
 
