@@ -5,15 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NATIVE := $(shell find native -type f 2>/dev/null)
 
-.PHONY: demo test test-all sanitize lint build clean
+.PHONY: demo test test-all sanitize lint build browser clean
 
 demo: $(STAMP)
 	$(BIN)/pennyweight demo
 
-test: $(STAMP) lint
+test: $(STAMP) lint browser
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
-test-all: $(STAMP) lint
+test-all: $(STAMP) lint browser
 	$(BIN)/python -m pytest -n auto
 
 sanitize: $(STAMP)
@@ -24,6 +24,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 build: $(STAMP)
+
+# Tests of the report look at it in Chromium, from Debian; without one, and without the right to install it, they are skipped.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } \
+	  || echo "no Chromium: the report is not tested in a browser"
 
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

@@ -37,6 +37,7 @@ _PLACES = {
     "Tuned": "tune.ristretto",
     **dict.fromkeys(("tune", "Goal", "Tuning", "sensitivity"), "tune"),
     **dict.fromkeys(("diagnose", "Diagnosis"), "diagnose"),
+    "report": "report",
     "interpret": "program.interpret",
     "PennyweightError": "errors",
     "Session": "runtime.session",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from pennyweight.program.lower import lower
     from pennyweight.qtensor import QParams, QTensor
     from pennyweight.recipe import Recipe, chain, presets
+    from pennyweight.report import report
     from pennyweight.runtime.profile import Profile
     from pennyweight.runtime.session import Session
     from pennyweight.spec import QuantSpec
@@ -70,7 +72,7 @@ __all__ = [
     "Recipe", "Rule", "Session", "Site", "Tuned", "Tuning", "calibrate", "chain", "compat", "compile",
     "convert", "diagnose", "difference", "errors", "exporters", "interpret", "journal", "load", "lower", "prepare",
     "presets", "profile",
-    "quantize", "record", "runtime", "save", "sensitivity", "state", "synthesize", "training", "tune",
+    "quantize", "record", "report", "runtime", "save", "sensitivity", "state", "synthesize", "training", "tune",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (  # each imports from those before it; within a row, from none of the others
     ("errors",), ("registry", "journal", "atomic", "progress", "measure"), ("spec",), ("formats",), ("qtensor",),
     ("stats",), ("ranges",), ("solvers",), ("gradients",), ("graph",), ("plan",), ("nn",), ("reconstruction",), ("passes",), ("recipe",), ("program",),
-    ("runtime",), ("kernels", "exporters"), ("pipeline",), ("modules",), ("storage",), ("profiling", "compiled", "synthesis"), ("keep_slow", "tune"), ("training",), ("llm",), ("diagnose",), ("demo",), ("compat",), ("cli",),
+    ("runtime",), ("kernels", "exporters"), ("pipeline",), ("modules",), ("storage",), ("profiling", "compiled", "synthesis"), ("keep_slow", "tune"), ("training",), ("llm",), ("diagnose",), ("report",), ("demo",), ("compat",), ("cli",),
 )  # fmt: skip
 RANK = {name: i for i, row in enumerate(LAYERS) for name in row}
 

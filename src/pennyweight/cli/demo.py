@@ -43,7 +43,12 @@ def command(
     note(
         f"{verdict}: accuracy changed by {-result['drop']:+.2f} points ({result['allowed_drop']:.2g} allowed); "
         f"same answer on {result['agreement']:.2f} % of the images. "
-        f"Wrote {out / 'demo.json'} and {out / 'demo.txt'}."
+        f"Wrote {out / 'demo.json'}, {out / 'demo.txt'}"
+        + (
+            f" and the report, {result['report']}."
+            if result["report"]
+            else "; no report: pip install pennyweight[report]."
+        )
     )
     if not result["passed"]:
         raise typer.Exit(1)

@@ -17,7 +17,20 @@ from collections.abc import Sequence
 
 import typer
 
-from pennyweight.cli import bench, demo, doctor, inspecting, listing, llm, migrate, quantize, run
+from pennyweight.cli import (
+    bench,
+    demo,
+    diagnose,
+    doctor,
+    inspecting,
+    listing,
+    llm,
+    migrate,
+    quantize,
+    report,
+    run,
+    tune,
+)
 from pennyweight.errors import PennyweightError
 
 CODES = {"done": 0, "not_kept": 1, "usage": 2, "refused": 3, "system": 4, "defect": 5, "interrupted": 130}
@@ -33,6 +46,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo.command)
 app.command("quantize")(quantize.command)
+app.command("tune")(tune.command)
+app.command("diagnose")(diagnose.command)
+app.command("report")(report.command)
 app.command("run")(run.command)
 app.command("bench")(bench.command)
 app.command("inspect")(inspecting.command)

@@ -55,10 +55,25 @@ def load_model(reference: str) -> Loaded:
 def call_reference(reference: str) -> Any:
     """The object that `package.module:name` names, called if it is a plain function or class.
 
-    The current folder is searched too.
-
     Raises:
         InputError: if the text is no reference, nothing has that name, or the function raises.
+    """
+    value = find_reference(reference)
+    if isinstance(value, nn.Module) or not callable(value):
+        return value
+    try:
+        return value()
+    except PennyweightError:
+        raise
+    except Exception as error:
+        raise InputError(f"it raised {type(error).__name__}: {error}", site=reference) from error
+
+
+def find_reference(reference: str) -> Any:
+    """The object that `package.module:name` names. The current folder is searched too.
+
+    Raises:
+        InputError: if the text is no reference, or nothing has that name.
     """
     module_name, colon, name = reference.partition(":")
     if not colon or not name or not all(part.isidentifier() for part in module_name.split(".")):
@@ -73,14 +88,7 @@ def call_reference(reference: str) -> Any:
         if not hasattr(value, part):
             raise InputError(f"{module_name} has no {part!r}", site=reference)
         value = getattr(value, part)
-    if isinstance(value, nn.Module) or not callable(value):
-        return value
-    try:
-        return value()
-    except PennyweightError:
-        raise
-    except Exception as error:
-        raise InputError(f"it raised {type(error).__name__}: {error}", site=reference) from error
+    return value
 
 
 def _exported(path: Path) -> Loaded:

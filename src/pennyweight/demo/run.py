@@ -15,11 +15,14 @@ import pennyweight as pw
 from pennyweight.atomic import atomic_write
 from pennyweight.demo.data import images, normalized, weights_path
 from pennyweight.demo.network import FashionNet
+from pennyweight.errors import PennyweightError
 from pennyweight.measure import cpu_name, interleaved, seconds_of
 from pennyweight.progress import track
+from pennyweight.report.collect import collect
 
 ALLOWED_DROP = 0.2  # points of top-1 accuracy
 BATCH = 100
+PICTURED = 128  # test images whose activations the report draws
 REFERENCE_LIMIT = 500  # images that the slow interpreter is given unless more are asked for
 
 
@@ -41,7 +44,7 @@ def run(
     recipe: str = "int8",
     seconds: float = 2.0,
 ) -> dict[str, Any]:
-    """Quantize, evaluate, time, and write `demo.json`, `demo.txt` and the model file.
+    """Quantize, evaluate, time, and write `demo.json`, `demo.txt`, `report.html` and the model file.
 
     Args:
         out: folder for the files; made if it is not there.
@@ -117,11 +120,35 @@ def _run(out: Path, limit: int, threads: int, backend: str, recipe: str, seconds
         "steps": session.profile(one),
         "file": str(path),
     }
+    result["report"] = _page(
+        quantized, network, torch.from_numpy(normalized(data.test[:PICTURED])), result, out
+    )
     with atomic_write(out / "demo.json") as file:
         file.write(json.dumps(result, indent=1).encode())
     with atomic_write(out / "demo.txt") as file:
         file.write(report(result).encode())
     return result
+
+
+def _page(
+    quantized: torch.nn.Module, network: FashionNet, x: torch.Tensor, result: dict[str, Any], out: Path
+) -> str:
+    """The HTML report with the figures of this run; "" where what draws it is not installed."""
+    collect(
+        network, quantized, x.split(64), threads=result["machine"]["threads"], seconds=0.3, progress=False
+    )
+    log = pw.journal(quantized)
+    for kind in ("accuracy", "latency", "size"):
+        log.events[:] = [event for event in log.events if event.kind != kind]
+    a, b = result["float"], result["quantized"]
+    log.add("accuracy", "", float=a["accuracy"], quantized=b["accuracy"], metric="top-1, %")
+    log.add("latency", "", float_ms=a["latency_ms"], ms=b["latency_ms"], speedup=result["speedup"])
+    log.add("size", before=a["bytes"], after=b["bytes"])
+    try:
+        return str(pw.report(quantized, out / "report.html", title="Pennyweight demo: Fashion-MNIST"))
+    except PennyweightError as error:
+        log.add("note", text=error.what)
+        return ""
 
 
 def _logits(call: Callable[[Any], Any], x: npt.NDArray[np.float32], what: str) -> npt.NDArray[np.float32]:

@@ -34,6 +34,7 @@ from pennyweight.tune.mixing import Mixer
 TARGETS = ("native",)
 FORMATS = ("float32", "bf16", "int8", "int4")
 DATA_FREE = ("int8-data-free",)
+SURVEY = 5  # times a trial that measuring every layer in each format takes, with two trials after it
 RECONSTRUCTED = ("int8-adaround", "int8-brecq", "int8-reconstructed")
 
 Evaluate = Callable[[nn.Module], float]
@@ -205,7 +206,8 @@ class Climb:
     def _mixed(self, stopped: str) -> str:
         """Formats layer by layer: to reach the goal, or to make what reaches it cheaper."""
         reserve = 2 * self._expected()
-        if not self.clock.allows(reserve):
+        if not self.clock.allows(SURVEY * self._expected()):
+            self.journal.add("note", text="the budget leaves no time to measure layers in each format")
             return "budget"
         mixer = self.mixer = Mixer(
             self.model, self.batches, self.base, self.formats, self.goal, self.clock, samples=self.samples,
