@@ -8,7 +8,8 @@ usage: python benchmarks/tune.py mixed [--limit N] [--draws 5] [--seed 0]
             labels), against uniform 4 bits and random assignments of the same size. Round to nearest with searched
             scales and corrected biases for all of them.
     goal    `pw.tune` with `Goal(max_drop=...)`: rungs climbed, seconds, the result's score on the whole test set, and
-            its speed in turns with int8 whose first and last layers stay in float.
+            its speed in turns with int8 whose first and last layers stay in float. `cpu_seconds` is the processor time
+            of the search: on a machine that others use too, it says what `seconds` cannot.
 
 Data: see accuracy.py and encoders.py. One JSON object a line on standard output.
 """
@@ -123,6 +124,7 @@ def goal(names: list[str], drop: float, budget: str, seed: int) -> None:
     """One line a network."""
     for name in names:
         model, batches, evaluate = minilm() if name == "minilm" else images(name)
+        started = time.process_time()
         found = pw.tune(
             model,
             batches,
@@ -132,6 +134,7 @@ def goal(names: list[str], drop: float, budget: str, seed: int) -> None:
             seed=seed,
             samples=32,
         )
+        cpu = time.process_time() - started
         layers = [n for n, layer in pw.state(found.model).plan.layers.items() if layer.weight is not None]
         ends = Recipe.preset("int8").keep(layers[0], layers[-1])
         usual = pw.quantize(model, batches, ends, progress=False)
@@ -139,7 +142,8 @@ def goal(names: list[str], drop: float, budget: str, seed: int) -> None:
         threads = torch.get_num_threads()
         times = run_ns({"usual": usual, "found": found.model}, example, threads=threads, seconds=3.0)
         line = {
-            "network": name, "met": found.met, "seconds": found.seconds, "stopped": found.stopped,
+            "network": name, "met": found.met, "seconds": found.seconds, "cpu_seconds": cpu,
+            "threads": torch.get_num_threads(), "stopped": found.stopped,
             "float": found.trials[0].score, "score": found.chosen.score, "drop": found.chosen.drop,
             "recipe": found.chosen.name, "rung": found.chosen.rung, "trials": len(found.trials),
             "speedup_over_float": found.chosen.speedup, "kept_in_usual": [layers[0], layers[-1]],

@@ -12,6 +12,12 @@ from pennyweight.tune.goal import Goal, Tuning
 from pennyweight.tune.ladder import rungs
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Rounding is learned where a test says so."""
+    monkeypatch.setattr(ladder, "MOST_STEPS", 0)
+
+
 def accuracy(x, y):
     return lambda model: 100 * float((model(x).argmax(1) == y).float().mean())
 
@@ -42,7 +48,8 @@ def test_size_is_minimised_by_mixing_formats_and_is_verified(quarters):
     found = run(quarters, Goal(max_drop=3.0, minimize="size"), formats=("int8", "int4"))
     mixes = [t for t in found.trials if t.rung == "mixed"]
     assert mixes
-    uniform = next(t for t in found.trials if t.rung == "calibrated")
+    uniform = found.trials[1]
+    assert not uniform.assignment
     assert found.chosen.bytes < uniform.bytes
     assert found.chosen in mixes
     assert "int4" in found.chosen.assignment.values()
@@ -63,19 +70,26 @@ def test_the_same_seed_gives_the_same_choice(quarters):
     assert [t.score for t in first.trials] == [t.score for t in second.trials]
 
 
-def test_a_goal_out_of_reach_gives_the_least_loss(quarters):
+def test_a_goal_out_of_reach_gives_the_least_loss(quarters, monkeypatch):
     scores = iter([90.0])
 
     def evaluate(model):
         return next(scores, 80.0)  # whatever is not the float model is ten points worse
 
+    monkeypatch.setattr(ladder, "MOST_STEPS", 2)
+    monkeypatch.setattr(ladder, "FEWEST_STEPS", 1)
     found = run(quarters, Goal(max_drop=0.5), evaluate=evaluate)
     assert not found.met
     assert found.stopped == "ladder"
     names = [t.rung for t in found.trials]
     assert names[:3] == ["float", "calibrated", "bias-corrected"] or "data-free" in names
+    assert "reconstructed" in names
     assert "mixed" in names
     assert found.chosen.drop == 10
+    learned = next(t for t in found.trials if t.rung == "reconstructed")
+    assert [type(p).__name__ for p in learned.recipe.passes if type(p).__name__ in ("Solve", "AdaRound")] == [
+        "AdaRound"
+    ]
 
 
 def test_a_budget_ends_the_search(quarters):
@@ -118,9 +132,10 @@ def test_a_limit_of_size_is_kept(quarters):
 
 def test_rungs_without_a_recipe_are_left_out(monkeypatch):
     monkeypatch.setattr(ladder, "DATA_FREE", ("int8-dynamic",))
-    monkeypatch.setattr(ladder, "RECONSTRUCTED", ("no-such-recipe",))
     names = [r.name for r in rungs(pw.Recipe.preset("int8"))]
-    assert names == ["data-free", "calibrated", "bias-corrected", "run-time ranges"]
+    assert names == ["data-free", "calibrated", "bias-corrected", "reconstructed", "run-time ranges"]
+    monkeypatch.setattr(ladder, "DATA_FREE", ("no-such-recipe",))
+    assert [r.name for r in rungs(pw.Recipe.preset("int8"))][0] == "calibrated"
 
 
 def test_wrong_arguments_are_refused(quarters):

@@ -22,20 +22,24 @@ from pennyweight.errors import (
     RecipeError,
     nearest,
 )
+from pennyweight.graph.record import call
 from pennyweight.journal import Journal
+from pennyweight.passes.adaround import AdaRound
 from pennyweight.passes.correct_bias import CorrectBias
+from pennyweight.passes.solve import Solve
 from pennyweight.pipeline import calibrate, convert, model_bytes, quantize, state
 from pennyweight.recipe import Recipe, presets
 from pennyweight.tune.costs import mixed, run_ns, single
 from pennyweight.tune.formats import layer_formats
 from pennyweight.tune.goal import Clock, Goal, Trial, Tuning, pareto, summary_of
-from pennyweight.tune.mixing import Mixer
+from pennyweight.tune.mixing import Mixer, rows_of
 
 TARGETS = ("native",)
 FORMATS = ("float32", "bf16", "int8", "int4")
 DATA_FREE = ("int8-data-free",)
 SURVEY = 5  # times a trial that measuring every layer in each format takes, with two trials after it
-RECONSTRUCTED = ("int8-adaround", "int8-brecq", "int8-reconstructed")
+MOST_STEPS, FEWEST_STEPS = 1000, 200  # of learning the rounding of a layer
+LEARNING = 0.5  # of the time left, that it may take
 
 Evaluate = Callable[[nn.Module], float]
 Loader = Callable[[], Iterable[tuple[Any, Any]]]
@@ -59,9 +63,20 @@ def rungs(base: Recipe) -> list[_Rung]:
         found.append(_Rung("bias-corrected", base))
     else:
         found.append(_Rung("calibrated", base))
-    found += [_Rung("reconstructed", Recipe.preset(n)) for n in RECONSTRUCTED if n in known]
+    found.append(_Rung("reconstructed", base))
     found.append(_Rung("run-time ranges", Recipe.preset("int8-dynamic")))
     return found
+
+
+def with_learned_rounding(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with AdaRound in the place of its solver and of corrected biases, which it learns as well."""
+    found: list[Any] = []
+    for step in recipe.passes:
+        if isinstance(step, Solve):
+            found.append(AdaRound(step.range, dict(step.options), iterations=steps))
+        elif not isinstance(step, CorrectBias):
+            found.append(step)
+    return replace(recipe, name=f"{recipe.name}, rounding learned in {steps} steps", passes=tuple(found))
 
 
 class Climb:
@@ -102,6 +117,8 @@ class Climb:
         stopped = self._uniform()
         if stopped != "budget":
             stopped = self._mixed(stopped)
+        if stopped != "budget" and not self._reached():
+            self._learned_mix()
         if self.train is not None and not self._reached() and stopped != "budget":
             stopped = self._trained()
         return self._done("goal" if self._reached() and stopped != "budget" else stopped)
@@ -129,12 +146,34 @@ class Climb:
             if self.best is not None and not self.clock.allows(self._expected()):
                 return "budget"
             try:
-                self._try(rung.name, rung.recipe, partial(self._quantized, rung.recipe))
+                recipe = self._learning(rung.recipe) if rung.name == "reconstructed" else rung.recipe
+                if recipe is not None:
+                    self._try(rung.name, recipe, partial(self._quantized, recipe))
             except (NothingQuantized, RecipeError) as error:
                 self.journal.add("note", text=f"{rung.name} was left out: {error.what}")
             if self._reached():
                 return "goal"
+            if any(t.drop <= self.goal.max_drop for t in self.trials[1:]):
+                break  # accurate enough: what is not kept is a limit, which no other rung of 8 bits would keep
         return "ladder"
+
+    def _learning(self, recipe: Recipe) -> Recipe | None:
+        """The recipe with learned rounding, in as many steps as there is time for; None where there is too little."""
+        rows = rows_of(self.batches[0])
+        start = time.perf_counter()
+        with torch.no_grad():
+            call(self.model, self.batches[0])
+        a_sample = (time.perf_counter() - start) / rows
+        layers = sum(getattr(m, "weight", None) is not None for m in self.model.modules())
+        samples = sum(rows_of(b) for b in self.batches)
+        looking = 2 * layers * samples * a_sample  # inputs and results of every layer
+        left = LEARNING * (self.clock.left - self._expected()) - looking
+        # a step of every layer is a pass over the network and back, of 32 samples
+        steps = int(min(MOST_STEPS, max(left, 0.0) / (3 * 32 * a_sample)))
+        if steps < FEWEST_STEPS:
+            self.journal.add("note", text="the budget leaves no time to learn how weights are rounded")
+            return None
+        return with_learned_rounding(recipe, steps)
 
     def _quantized(self, recipe: Recipe) -> nn.Module:
         return quantize(self.model, self.batches, recipe, seed=self.seed, progress=False)
@@ -250,6 +289,16 @@ class Climb:
         name = f"{self.base.name}, {summary_of(assignment)}"
         recipe = replace(mixed(self.base, self.mixer.probe, assignment), name=name)
         return self._try("mixed", recipe, lambda: self._quantized(recipe), dict(assignment))
+
+    def _learned_mix(self) -> None:
+        """The mix that keeps the limits and loses least, its rounding learned."""
+        mixes = [t for t in self.trials if t.rung == "mixed" and self._keeps_limits(t)]
+        best = min(mixes, key=lambda t: t.drop, default=None)
+        if best is None or best.recipe is None:
+            return
+        recipe = self._learning(best.recipe)
+        if recipe is not None:
+            self._try("mixed, reconstructed", recipe, partial(self._quantized, recipe), best.assignment)
 
     # -- training -------------------------------------------------------------------------------------------------
 
