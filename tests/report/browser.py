@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OPTIONS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage",
@@ -57,6 +59,10 @@ def main() -> None:
     picture(page, folder / "report-light.png", 1100, 1500)
     picture(page, folder / "report-dark.png", 1100, 1500, dark=True)
     picture(page, folder / "report-phone.png", 500, 1500)
+    for name in ("light", "dark", "phone"):
+        with Image.open(folder / f"report-{name}.png") as image:
+            small = image.convert("RGB").quantize(64)
+        small.save(folder / f"report-{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pennyweight.qtensor import QParams
 from pennyweight.recipe import Recipe
 from pennyweight.tune.probe import Damage, compared
 
-KEPT = 4096  # values of a site and batch, evenly spread, that quantiles are taken from
+KEPT = 4096  # values of a site and batch that quantiles are taken from
 
 
 class Decoded(Protocol):
@@ -290,7 +290,10 @@ class Simulation:
                 return
             into.lo, into.hi = min(into.lo, float(x.min())), max(into.hi, float(x.max()))
             flat = x.reshape(-1)
-            into.values.append(flat[:: max(1, flat.numel() // KEPT)].clone())
+            if flat.numel() > KEPT:  # drawn: even steps would fall into step with rows and channels
+                generator = torch.Generator().manual_seed(into.count)
+                flat = flat[torch.randint(flat.numel(), (KEPT,), generator=generator)]
+            into.values.append(flat.clone())
             axis = quantizer.axis if quantizer.axis is not None else (1 if x.ndim == 4 else -1)
             if x.ndim > 1:
                 greatest = x.abs().movedim(axis, -1).reshape(-1, x.shape[axis]).amax(0)
