@@ -14,6 +14,7 @@ from pennyweight.spec import QuantSpec
 from pennyweight.stats.values import Values
 
 DAMPINGS = 6  # how often the damping is raised tenfold before giving up
+WIDE = 4096  # inputs beyond which factors are float32: there they are what needs most memory
 
 
 @input_solvers.register("gptq")
@@ -58,7 +59,8 @@ def gptq(
     groups, columns = h.shape[0], h.shape[-1]
     work = weight.detach().float().reshape(groups, -1, columns).clone()
     dead = h.diagonal(dim1=-2, dim2=-1) == 0  # [groups, in]
-    h = h + torch.diag_embed(dead.to(h.dtype))
+    h = h.clone()
+    h.diagonal(dim1=-2, dim2=-1).add_(dead.to(h.dtype))
     work.masked_fill_(dead.unsqueeze(1), 0.0)
     width = spec.block[-1] if spec.block and spec.block[-1] is not None else columns
     late = not act_order and width < columns  # scales of groups from the updated weights
@@ -106,12 +108,12 @@ def gptq(
 
 
 def checked_gram(weight: Tensor, spec: QuantSpec, gram: Tensor) -> Tensor:
-    """The gram matrix as float64 [groups, in, in].
+    """The gram matrix as float64, or float32 where it is wide, [groups, in, in].
 
     Raises:
         NonFinite, SolverError: see `gptq`.
     """
-    h = gram.detach().double()
+    h = gram.detach().to(torch.float32 if gram.shape[-1] > WIDE else torch.float64)
     h = h.unsqueeze(0) if h.ndim == 2 else h
     shapes = f"weight {tuple(weight.shape)}, gram {tuple(gram.shape)}"
     if h.ndim != 3 or h.shape[1:] != (weight.shape[1],) * 2 or weight.shape[0] % h.shape[0]:
@@ -130,13 +132,18 @@ def _columns(x: Tensor, order: Tensor) -> Tensor:
 
 
 def _factor(h: Tensor, damp: float, spec: QuantSpec) -> Tensor:
-    """Upper Cholesky factor of the inverse, float32 [groups, in, in]."""
-    mean = h.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    eye = torch.eye(h.shape[-1], dtype=h.dtype)
+    """Upper Cholesky factor of the inverse, float32 [groups, in, in]; h is damped in place."""
+    mean = h.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    added = 0.0
     for _ in range(DAMPINGS):
-        lower, failed = torch.linalg.cholesky_ex(h + damp * mean * eye)
+        h.diagonal(dim1=-2, dim2=-1).add_((damp - added) * mean)
+        added = damp
+        lower, failed = torch.linalg.cholesky_ex(h)
         if not bool(failed.any()):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            inverse = torch.cholesky_inverse(lower)
+            del lower
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            del inverse
             if not bool(failed.any()) and bool(torch.isfinite(upper).all()):
                 found: Tensor = upper.float()
                 return found

@@ -1,0 +1,231 @@
+"""A Llama of 16 layers, 2048 wide, 16 heads of queries and 4 of keys, 5632 in its MLP, 32,000 tokens; random weights.
+
+usage: python benchmarks/llm_speed.py shape --out FOLDER [--layers 16]
+       python benchmarks/llm_speed.py memory --out FOLDER [--layers 2] [--kills 3]
+       python benchmarks/llm_speed.py decode --out FOLDER [--scheme w4a8] [--group 32] [--tokens 48] [--prompt 128]
+       python benchmarks/llm_speed.py llama --python PYTHON --out FOLDER
+
+    shape     writes FOLDER/shape-LAYERS as a Hugging Face directory of bf16 weights
+    memory    GPTQ to w4a8 on 32 windows of 512 tokens: peak above the packages, against one block and the tables as
+              float32; then again, killed at random points and gone on with, bytes compared
+    decode    writes FOLDER/shape.dwt where it is missing; tokens a second of prompt and decoding, each beside a plain
+              read of memory in the same seconds
+    llama     the same of llama.cpp on FOLDER/shape.gguf (Q4_0, written where it is missing) by another interpreter
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+
+SHAPE = {
+    "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 4,
+    "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False, "bos_token_id": None,
+    "eos_token_id": None, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+
+
+def shape(args: argparse.Namespace) -> Path:
+    """Random weights, one file a block."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    folder = Path(args.out) / f"shape-{args.layers}"
+    if folder.is_dir():
+        return folder
+    made = folder.with_suffix(".tmp")
+    made.mkdir(parents=True, exist_ok=True)
+    config = transformers.LlamaConfig(**SHAPE, num_hidden_layers=args.layers)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(made)
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(config)
+    draw = torch.Generator().manual_seed(0)
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, p in model.named_parameters():
+        part = name.split(".")[2] if name.startswith("model.layers.") else "outer"
+        value = (
+            torch.ones(p.shape) if p.ndim == 1 else torch.randn(p.shape, generator=draw) * p.shape[1] ** -0.5
+        )
+        parts.setdefault(part, {})[name] = value.bfloat16()
+    index = {}
+    for i, (part, tensors) in enumerate(parts.items()):
+        save_file(tensors, made / f"model-{i}.safetensors")
+        index |= dict.fromkeys(tensors, f"model-{i}.safetensors")
+        print(part, flush=True)
+    (made / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    made.rename(folder)
+    return folder
+
+
+RUN = """
+import json, resource, sys, torch, transformers
+from pennyweight.llm.quantize import quantize
+from pennyweight.llm.request import Request
+import pennyweight.llm.load
+from transformers.models.llama import modeling_llama
+torch.set_num_threads(int(sys.argv[3]))
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ids = torch.randint(0, 32000, (32, 512), generator=torch.Generator().manual_seed(0))
+def say(e):
+    print(json.dumps(e), flush=True)
+quantize(sys.argv[1], sys.argv[2], Request("w4a8", method="gptq"), ids, say)
+print(json.dumps({"what": "peak", "bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)}))
+"""
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Peak, and bytes after kills."""
+    import shutil
+
+    folder = shape(args)
+    whole, killed = (Path(args.out) / n for n in ("whole", "killed"))
+    for path in (whole, killed):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path.parent / f".{path.name}.partial", ignore_errors=True)
+    command = [sys.executable, "-c", RUN, str(folder)]
+    begin = time.perf_counter()
+    lines = subprocess.run(
+        [*command, str(whole), str(args.threads)], capture_output=True, text=True, check=True
+    )
+    took = time.perf_counter() - begin
+    events = [json.loads(line) for line in lines.stdout.splitlines()]
+    block = 4 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 5632)
+    table = 4 * 32000 * 2048
+    peak = events[-1]["bytes"]
+    share = peak / (block + table)
+    print(f"{args.layers} layers, {took:.0f} s, peak {peak / 1e6:.0f} MB above the packages", flush=True)
+    print(f"{share:.2f} times one block and the tables ({(block + table) / 1e6:.0f} MB)", flush=True)
+    draw = random.Random(args.seed)
+    for _ in range(args.kills):
+        run = subprocess.Popen([*command, str(killed), str(args.threads)])
+        wait = draw.uniform(8.0, max(9.0, 0.6 * took))
+        time.sleep(wait)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        print(f"killed after {wait:.0f} s", flush=True)
+    subprocess.run([*command, str(killed), str(args.threads)], check=True, stdout=subprocess.DEVNULL)
+    same = {p.name: p.read_bytes() for p in whole.iterdir()} == {
+        p.name: p.read_bytes() for p in killed.iterdir()
+    }
+    print(f"bytes identical: {same}")
+
+
+def read_rate(buffer: np.ndarray, threads: int) -> float:
+    """Plain read of memory, GB/s: the sum of a buffer far larger than any cache, in threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    x = torch.from_numpy(buffer)
+    best = 0.0
+    for _ in range(3):
+        begin = time.perf_counter()
+        x.sum()
+        best = max(best, buffer.nbytes / (time.perf_counter() - begin) / 1e9)
+    return best
+
+
+def written(args: argparse.Namespace, to: str, scheme: str, group: int | None, head: str) -> Path:
+    """A file of the shape, rounded to nearest."""
+    from pennyweight.llm.quantize import quantize
+    from pennyweight.llm.request import Request
+
+    path = Path(args.out) / f"shape-{scheme}-{group}.{to}"
+    if not path.exists():
+        request = Request(
+            scheme, group, method="rtn", head=head, embeddings="int8n[1,*]" if to == "dwt" else "", to=to
+        )
+        quantize(shape(args), path, request)
+    return path
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Prompt and decoding on our engine."""
+    path = written(args, "dwt", args.scheme, args.group, args.scheme)
+    from pennyweight.runtime.decode import load_decoding
+
+    begin = time.perf_counter()
+    decoding = load_decoding(path, threads=args.threads)
+    loaded = time.perf_counter() - begin
+    buffer = np.ones(400_000_000 // 4, np.float32)
+    prompt = np.random.default_rng(0).integers(0, 32000, args.prompt).tolist()
+    decoding.step(prompt)
+    print(f"{path.stat().st_size / 1e6:.0f} MB, loaded in {loaded:.2f} s", flush=True)
+    for _ in range(args.rounds):
+        rate = read_rate(buffer, args.threads)
+        decoding.begin()
+        begin = time.perf_counter()
+        decoding.step(prompt)
+        first = time.perf_counter() - begin
+        decoding.step([1])
+        begin = time.perf_counter()
+        for token in range(args.tokens):
+            decoding.step([token])
+        each = (time.perf_counter() - begin) / args.tokens
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(f"read {rate:.1f} GB/s, prompt {args.prompt / first:.0f} tokens/s, decoding {1 / each:.1f} tokens/s "
+              f"({path.stat().st_size / each / 1e9:.1f} GB/s), peak {peak:.2f} GB", flush=True)  # fmt: skip
+
+
+LLAMA = """
+import sys, time
+import numpy as np
+from llama_cpp import Llama
+path, threads, prompt, tokens, rounds = sys.argv[1], *map(int, sys.argv[2:])
+model = Llama(path, n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
+ids = np.random.default_rng(0).integers(0, 32000, prompt).tolist()
+for _ in range(rounds):
+    model.reset()
+    begin = time.perf_counter(); model.eval(ids); first = time.perf_counter() - begin
+    model.eval([1])
+    begin = time.perf_counter()
+    for t in range(tokens):
+        model.eval([t])
+    each = (time.perf_counter() - begin) / tokens
+    print(f"llama.cpp prompt {prompt / first:.0f} tokens/s, decoding {1 / each:.1f} tokens/s", flush=True)
+"""
+
+
+def llama(args: argparse.Namespace) -> None:
+    """The same of llama.cpp."""
+    path = written(args, "gguf", "w4a16", 32, "same")
+    numbers = [str(n) for n in (args.threads, args.prompt, args.tokens, args.rounds)]
+    subprocess.run([args.python, "-c", LLAMA, str(path), *numbers], check=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", choices=["shape", "memory", "decode", "llama"])
+    parser.add_argument("--out", default="out/llm")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scheme", default="w4a8")
+    parser.add_argument("--group", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--python", default=sys.executable)
+    args = parser.parse_args()
+    {"shape": shape, "memory": memory, "decode": decode, "llama": llama}[args.verb](args)
+
+
+if __name__ == "__main__":
+    main()
