@@ -51,6 +51,16 @@ def test_tune_says_when_the_goal_is_not_met(run, judged):
     assert json.loads(out)["met"] is False
 
 
+def test_quantize_writes_a_report_and_keeps_what_it_shows(run, judged):
+    code, _, err = run(
+        "quantize", "usernets:net", "--calib", "usernets:batches", "-o", "q.dwt", "--report", "q.html"
+    )
+    assert code == 0, err
+    assert run("report", "q.dwt", "-o", "again.html")[0] == 0
+    for page in ("q.html", "again.html"):
+        assert "chart-execution" in Path(page).read_text("utf8")
+
+
 def test_diagnose(run, run_json, judged):
     result = run_json("diagnose", "usernets:net", "--calib", "usernets:batches", "--no-layers")
     assert result["sqnr_db"] > 10

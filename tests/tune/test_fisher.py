@@ -63,3 +63,19 @@ def test_tasks_are_told_apart():
     assert task_of(logits, "values") == "values"
     with pytest.raises(InputError, match="Did you mean 'logits'"):
         task_of(logits, "logit")
+
+
+def test_attention_can_be_differentiated_twice():
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lift, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.lift(x)
+            return self.out(nn.functional.scaled_dot_product_attention(x, x, x).mean(1))
+
+    torch.manual_seed(0)
+    model = Attends().eval()
+    traces = hessian_traces(model, [torch.randn(8, 5, 4)], {"lift": model.lift.weight}, probes=4)
+    assert traces["lift"] != 0

@@ -38,6 +38,9 @@ def command(
     mean: Annotated[str, typer.Option(help="Images: mean of each channel, on 0..1.")] = "",
     std: Annotated[str, typer.Option(help="Images: standard deviation of each channel, on 0..1.")] = "",
     gray: Annotated[bool, typer.Option(help="Images: one channel.")] = False,
+    page: Annotated[
+        Path, typer.Option("--report", help="HTML report to write; measured on some batches.")
+    ] = Path(),
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     compress: Annotated[bool, typer.Option(help="Deflate the file: smaller, slower to load.")] = False,
     json: Json = False,
@@ -78,6 +81,9 @@ def command(
         keep_slow_layers_float=keep_slow_layers_float,
         seed=seed,
     )
+    if page != Path():
+        shown = list(source() if callable(source) else source)[:4]
+        pw.report(quantized, page, against=loaded.model, batches=shown)
     note(f"lowering and writing {out}")
     pw.save(quantized, out, compress=compress)
     result = summary(pw.journal(quantized), model, recipe, out, model_bytes(loaded.model))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from pennyweight.errors import InputError, nearest
@@ -176,7 +177,8 @@ def hessian_traces(
     """
     names, tensors = list(weights), list(weights.values())
     totals = dict.fromkeys(names, 0.0)
-    with _differentiable(tensors), torch.enable_grad():
+    # fused attention has no second derivative
+    with _differentiable(tensors), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         for batch in batches:
             generator = torch.Generator().manual_seed(seed)
             result = call(model, batch)
