@@ -156,3 +156,23 @@ def test_measured_means_are_those_of_float():
     assert drift["outputs"] < 1e-5
     assert drift["outputs"] < drift["data"] < drift[""]
     assert len(pw.journal(prepared).of("bias")) == 3
+
+
+def test_sums_beside_measured_layers_stay_theirs():
+    """What a hook computes while the model runs is no site of the model: a residual sum right behind a layer."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+        def forward(self, x):
+            y = self.a(x).relu()
+            return self.c(y + self.b(y)).mean((2, 3))
+
+    model, x = Residual().eval(), torch.rand(96, 4, 9, 9)
+    text = COARSE + '\n[[passes]]\npass = "correct_bias"\nsource = "outputs"\n'
+    prepared = calibrate(prepare(model, x, Recipe.parse(text)), list(x.split(32)), progress=False)
+    with torch.no_grad():
+        assert float((prepared(x) - model(x)).mean(0).abs().max()) < 1e-5

@@ -7,8 +7,12 @@ from torch import nn
 import pennyweight as pw
 from pennyweight.nn.conv import conv_matrix
 from pennyweight.pipeline import calibrate, prepare
+from pennyweight.ranges import ranges
 from pennyweight.recipe import Recipe
-from pennyweight.reconstruction.gram import has_rows, input_gram, rows
+from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram, rows
+from pennyweight.reconstruction.normals import Channels
+from pennyweight.solvers.gptq import gptq
+from pennyweight.spec import QuantSpec
 
 LOW = """
 [[rules]]
@@ -94,3 +98,24 @@ def test_without_inputs_there_is_nothing_to_solve():
     recipe = 'name = "w"\n[[rules]]\nweight = "int4[1,*]"\n[[passes]]\npass = "solve"\nsolver = "gptq"\n'
     with pytest.raises(pw.errors.EmptyCalibration, match="gptq"):
         pw.quantize(nn.Linear(4, 4), None, Recipe.parse(recipe), example=torch.randn(2, 4), progress=False)
+
+
+def test_moments_without_data():
+    """Against samples: independent channels, places of a kernel that are alike by half."""
+    torch.manual_seed(0)
+    twin = prepare(nn.Conv2d(4, 6, (1, 2), groups=2), torch.randn(1, 4, 3, 3), Recipe.parse(LOW))
+    mean, deviation = torch.tensor([1.0, -2.0, 0.0, 0.5]), torch.tensor([1.0, 0.5, 2.0, 1.0])
+    shared, own = torch.randn(20_000, 4, 1, 1), torch.randn(20_000, 4, 1, 2)
+    x = mean.view(4, 1, 1) + deviation.view(4, 1, 1) * (shared + own) / 2**0.5
+    found = expected_gram(twin, Channels.normal(mean.double(), deviation.double()), 0.5)
+    vectors = rows(twin, x).double()
+    torch.testing.assert_close(found, vectors.mT @ vectors / vectors.shape[1], rtol=0.05, atol=0.05)
+
+
+def test_vanishing_inputs_do_no_harm():
+    """Channels of almost no size: a factor on the moments changes nothing."""
+    weight, spec = torch.randn(8, 9), QuantSpec.parse("int4[1,*]")
+    x = torch.randn(100, 9)
+    gram = (x.T @ x / 100).double().expand(4, 9, 9)
+    tiny = gptq(weight, spec, ranges["minmax"](), gram * 1e-40)
+    assert torch.equal(tiny.codes, gptq(weight, spec, ranges["minmax"](), gram).codes)

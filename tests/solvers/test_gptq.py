@@ -107,7 +107,7 @@ def test_refusals():
     with pytest.raises(SolverError, match="does not fit"):
         gptq(weight, spec, MINMAX, gram[:5, :5])
     with pytest.raises(SolverError, match="positive definite"):
-        gptq(weight, spec, MINMAX, gram - 1e4 * torch.eye(len(gram)))
+        gptq(weight, spec, MINMAX, torch.full_like(gram, 1e6).fill_diagonal_(1.0))
     with pytest.raises(NonFinite):
         gptq(weight, spec, MINMAX, gram * float("nan"))
 

@@ -89,6 +89,21 @@ def routed() -> Iterator[None]:
         modes.remove(mode)
 
 
+@contextmanager
+def aside() -> Iterator[None]:
+    """Within, function calls are nobody's: for hooks that compute something of their own while a model runs."""
+    modes = getattr(_state, "modes", None)
+    if not modes:
+        yield
+        return
+    stack = modes[-1].stack
+    stack.append((None, {}))
+    try:
+        yield
+    finally:
+        stack.pop()
+
+
 class _Enter:
     def __init__(self, opaque: bool) -> None:
         self.opaque = opaque

@@ -17,6 +17,7 @@ from pennyweight.progress import track
 from pennyweight.qtensor import QTensor
 from pennyweight.reconstruction.capture import floating, mean_outputs
 from pennyweight.reconstruction.normals import Channels, propagate
+from pennyweight.reconstruction.replay import Replay
 from pennyweight.stats.moments import Moments
 
 
@@ -104,12 +105,15 @@ class CorrectBias:
         batches = () if context.batches is None else context.batches()
         with floating(model):
             wanted = mean_outputs(model, batches, twins)
+        replay = Replay(model, context.graph, lambda: () if context.batches is None else context.batches())
         for path, twin in track(twins.items(), "correct biases", total=len(twins), show=context.progress):
             twin.bias_shift = None
             once = len(context.graph.modules(path)) == 1
-            batches = () if context.batches is None else context.batches()
-            shift = wanted[path] - mean_outputs(model, batches, {path: twin}, stop=once)[path]
+            with replay.running():
+                shift = wanted[path] - mean_outputs(model, replay.batches(), {path: twin}, stop=once)[path]
             twin.bias_shift = shift.float()
+            if once:
+                replay.finish(path)
             _report(context, path, shift)
 
 

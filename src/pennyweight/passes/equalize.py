@@ -15,6 +15,7 @@ from pennyweight.graph.links import Link, links
 from pennyweight.graph.record import call
 from pennyweight.nn.conv import ConvTwin
 from pennyweight.nn.linear import LinearTwin
+from pennyweight.nn.sites import aside
 from pennyweight.passes import Context, Normal, Stage, passes
 from pennyweight.plan import LayerPlan
 
@@ -200,11 +201,12 @@ def channel_extremes(context: Context, modules: dict[str, nn.Module]) -> dict[st
 
         def after(m: nn.Module, args: Any, result: Tensor, path: str = path) -> None:
             axis = 1 if isinstance(m, ConvTwin) else result.ndim - 1
-            values = result.detach().double().movedim(axis, 0).flatten(1)
-            lo, hi = values.amin(1), values.amax(1)
-            if path in seen:
-                lo, hi = torch.minimum(lo, seen[path][0]), torch.maximum(hi, seen[path][1])
-            seen[path] = (lo, hi)
+            with aside():
+                values = result.detach().double().movedim(axis, 0).flatten(1)
+                lo, hi = values.amin(1), values.amax(1)
+                if path in seen:
+                    lo, hi = torch.minimum(lo, seen[path][0]), torch.maximum(hi, seen[path][1])
+                seen[path] = (lo, hi)
 
         handles.append(module.register_forward_hook(after))
     try:

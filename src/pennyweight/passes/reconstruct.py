@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from pennyweight.atomic import atomic_write
 from pennyweight.errors import EmptyCalibration, RecipeError
-from pennyweight.graph.record import call
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
 from pennyweight.passes.calibrate import quantizers
@@ -25,6 +24,7 @@ from pennyweight.qtensor import QTensor
 from pennyweight.reconstruction.blocks import Unit, find_units
 from pennyweight.reconstruction.capture import floating
 from pennyweight.reconstruction.optimize import Block, Settings, reconstruct
+from pennyweight.reconstruction.replay import Replay
 from pennyweight.reconstruction.samples import first_tensor, fisher, inputs_of
 
 
@@ -120,13 +120,16 @@ class Reconstruct:
         )
         total, name = len(units) * self.iterations, type(self).__name__.lower()
         bar = iter(track(range(total), name, show=context.progress))
+        replay = Replay(model, context.graph, lambda: batches)
+        floats = Replay(model, context.graph, lambda: batches)
         for place, unit in enumerate(units):
             errors = store.read(place, unit, model, by_layer) if store is not None else None
             if errors is None:
-                block = self._block(context, unit, by_layer, batches, place)
+                block = self._block(context, unit, by_layer, (replay, floats), place)
                 errors = reconstruct(
                     block, self.settings(), context.seed * 1000 + place, lambda: next(bar, 0)
                 )
+                replay.finish(unit.path)
                 if store is not None:
                     store.write(place, unit, model, by_layer, errors)
             context.journal.add(
@@ -138,22 +141,27 @@ class Reconstruct:
         context: Context,
         unit: Unit,
         by_layer: dict[str, list[tuple[Any, str, Tensor]]],
-        batches: list[Any],
+        replays: tuple[Replay, Replay],
         place: int,
     ) -> Block:
         model = context.model
         module = model.get_submodule(unit.path)
-        samples = inputs_of(model, batches, module)
+        quantized, floats = replays
+        with quantized.running():
+            samples = inputs_of(model, quantized.batches(), module)
+        mixed = None
         importance: Any = None
         with floating(model):
-            floats = inputs_of(model, batches, module) if self.drop else None
-            target = _results(model, batches, module)
-            if self.fisher:
-                importance = fisher(model, batches, module, context.seed * 1000 + place)
+            with floats.running():
+                if self.drop:
+                    mixed = inputs_of(model, floats.batches(), module)
+                if self.fisher:
+                    importance = fisher(model, floats.batches(), module, context.seed * 1000 + place)
+            target = [first_tensor(result) for result in floats.finish(unit.path)]
         ragged = samples.ragged
         own = [item for p in unit.layers for item in by_layer[p]]
         return Block(
-            unit, module, own, samples, target if ragged else torch.cat(target), floats,
+            unit, module, own, samples, target if ragged else torch.cat(target), mixed,
             importance if importance is None or ragged else torch.cat(importance),
             self._ties(context, module) if self.steps else (),
         )  # fmt: skip
@@ -199,31 +207,6 @@ def _held(context: Context) -> list[Any]:
             "reconstruction reads inputs, but there is no batch", hint="Pass some hundred inputs."
         )
     return batches
-
-
-class _Done(Exception):
-    """The module has run; what follows need not."""
-
-
-def _results(model: nn.Module, batches: list[Any], module: nn.Module) -> list[Tensor]:
-    """First result of a module, batch by batch."""
-    found: list[Tensor] = []
-
-    def after(_: nn.Module, args: Any, result: Any) -> None:
-        found.append(first_tensor(result).detach())
-        raise _Done
-
-    handle = module.register_forward_hook(after)
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                try:
-                    call(model, batch)
-                except _Done:
-                    continue
-    finally:
-        handle.remove()
-    return found
 
 
 @dataclass(frozen=True)

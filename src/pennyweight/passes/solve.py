@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,9 @@ from pennyweight.plan import LayerPlan
 from pennyweight.progress import track
 from pennyweight.qtensor import QTensor
 from pennyweight.ranges import RangeRule, ranges
-from pennyweight.reconstruction.gram import has_rows, input_gram
+from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram
+from pennyweight.reconstruction.normals import propagate
+from pennyweight.reconstruction.replay import Replay
 from pennyweight.solvers import Solver, input_solvers, solvers
 
 
@@ -60,23 +62,30 @@ class Solve:
     of its inputs in the network as quantized so far. Layers whose inputs it cannot be shown (recurrent and transposed
     ones, attention, embeddings, function calls) are rounded to nearest.
 
+    With `inputs = "norms"` these moments are those that folded batch norms imply (`reconstruction.normals`), so that no
+    data are needed; layers that no norm lies before see the batches, or the example.
+
     Args:
         solver: name of a solver.
         range: name of the range rule it starts from.
         options: options of the range rule.
         solver_options: options of the solver.
+        inputs: "data" or "norms".
+        alike: with norms, how much neighbouring values of a channel correlate.
     """
 
     solver: str = "rtn"
     range: str = "minmax"
     options: dict[str, Any] = field(default_factory=dict)
     solver_options: dict[str, Any] = field(default_factory=dict)
+    inputs: Literal["data", "norms"] = "data"
+    alike: float = 0.6
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
 
     @property
     def replays(self) -> bool:
-        """Whether the solver reads inputs."""
+        """Whether the batches are read again."""
         return self.solver not in solvers and self.solver in input_solvers
 
     def needs(self) -> set[str]:
@@ -113,14 +122,23 @@ class Solve:
         for quantizer in context.model.modules():
             if isinstance(quantizer, ActivationQuantizer) and quantizer.calibrated:
                 quantizer.active = True
+        known = propagate(context.graph, context.model, context.outputs) if self.inputs == "norms" else {}
+        replay = Replay(context.model, context.graph, lambda: _batches(context, self.solver))
         for twin, name, matrix in track(found, self.solver, show=context.progress):
             solver: Solver = solvers["rtn"]
             if has_rows(twin):
                 once = len(context.graph.modules(twin.layer.name)) == 1
-                gram = input_gram(context.model, _batches(context, self.solver), twin, once=once)
+                refs = {node.inputs[0] for node in context.graph.modules(twin.layer.name)} & known.keys()
+                if refs and once:
+                    gram = expected_gram(twin, known[refs.pop()], self.alike)  # type: ignore[index]
+                else:
+                    with replay.running():
+                        gram = input_gram(context.model, replay.batches(), twin, once=once)
                 if gram.numel():
                     solver = partial(input_solvers[self.solver], gram=gram, **self.solver_options)
             solve_one(context, twin, name, matrix, solver, rule)
+            if has_rows(twin) and once and self.inputs == "data":
+                replay.finish(twin.layer.name)
 
 
 def _batches(context: Context, what: str) -> Iterable[Any]:

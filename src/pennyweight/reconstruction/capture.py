@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from pennyweight.errors import EmptyCalibration
 from pennyweight.graph.record import call
 from pennyweight.nn.fake import ActivationQuantizer
+from pennyweight.nn.sites import aside
 
 Seen = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
 
-class _ReachedError(Exception):
+class ReachedError(Exception):
     """The module was reached; what follows need not run."""
 
 
@@ -29,9 +30,10 @@ def visit(
     """
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        see(args, kwargs)
+        with aside():
+            see(args, kwargs)
         if once:
-            raise _ReachedError
+            raise ReachedError
 
     count = 0
     handle = module.register_forward_pre_hook(before, with_kwargs=True)
@@ -41,7 +43,7 @@ def visit(
                 count += 1
                 try:
                     call(model, batch)
-                except _ReachedError:
+                except ReachedError:
                     continue
     finally:
         handle.remove()
@@ -66,11 +68,12 @@ def mean_outputs(
 
         def after(m: nn.Module, args: Any, result: Tensor, name: str = name) -> None:
             axis = result.ndim - 1 - len(getattr(m, "kernel_size", ()))
-            values = result.detach().double().movedim(axis, -1).flatten(0, -2)
-            sums[name] = sums[name] + values.sum(0) if name in sums else values.sum(0)
-            counts[name] = counts.get(name, 0) + len(values)
+            with aside():
+                values = result.detach().double().movedim(axis, -1).flatten(0, -2)
+                sums[name] = sums[name] + values.sum(0) if name in sums else values.sum(0)
+                counts[name] = counts.get(name, 0) + len(values)
             if stop:
-                raise _ReachedError
+                raise ReachedError
 
         handles.append(module.register_forward_hook(after))
     try:
@@ -78,7 +81,7 @@ def mean_outputs(
             for batch in batches:
                 try:
                     call(model, batch)
-                except _ReachedError:
+                except ReachedError:
                     continue
     finally:
         for handle in handles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import product
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from pennyweight.nn.conv import ConvTwin, pad_input
 from pennyweight.nn.linear import LinearTwin
 from pennyweight.reconstruction.capture import visit
+from pennyweight.reconstruction.normals import Channels
 
 
 def has_rows(twin: nn.Module) -> bool:
@@ -64,3 +66,21 @@ def input_gram(model: nn.Module, batches: Iterable[Any], twin: Any, *, once: boo
 
     visit(model, batches, twin, see, once=once)
     return total / max(count, 1)
+
+
+def expected_gram(twin: Any, channels: Channels, alike: float) -> Tensor:
+    """The same without data, from means m and variances v of the input channels, float64 [groups, in, in].
+
+        E[x_ca x_db] = m_c m_d + [c = d] v_c (alike + (1 - alike) [a = b])
+
+    for channels c, d that have nothing to do with each other, and places a, b of a kernel whose values correlate by
+    `alike`.
+    """
+    groups, taps = getattr(twin, "groups", 1), math.prod(getattr(twin, "kernel_size", (1,)))
+    mean, variance = (v.reshape(groups, -1) for v in (channels.mean, channels.variance))
+    near = torch.full((taps, taps), alike, dtype=torch.float64)
+    near.fill_diagonal_(1.0)
+    apart = torch.einsum("gc,cd,ab->gcadb", variance, torch.eye(mean.shape[1], dtype=torch.float64), near)
+    size = mean.shape[1] * taps
+    long = mean.repeat_interleave(taps, 1)  # [groups, in]
+    return apart.reshape(groups, size, size) + long.unsqueeze(2) * long.unsqueeze(1)

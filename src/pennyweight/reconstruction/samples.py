@@ -12,6 +12,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from pennyweight.errors import CalibrationError
 from pennyweight.graph.record import call
+from pennyweight.nn.sites import aside
 from pennyweight.reconstruction.capture import visit
 
 
@@ -120,7 +121,8 @@ def fisher(model: nn.Module, batches: Iterable[Any], module: nn.Module, seed: in
         kept.append(z)
         leaves, tree = tree_flatten(result)
         place = next(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
-        leaves[place] = z * 1.0  # what follows may change its operand in place
+        with aside():
+            leaves[place] = z * 1.0  # what follows may change its operand in place
         return tree_unflatten(leaves, tree)
 
     out: list[Tensor] = []

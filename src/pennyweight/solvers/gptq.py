@@ -132,11 +132,11 @@ def _columns(x: Tensor, order: Tensor) -> Tensor:
 
 
 def _factor(h: Tensor, damp: float, spec: QuantSpec) -> Tensor:
-    """Upper Cholesky factor of the inverse, float32 [groups, in, in]; h is damped in place."""
-    mean = h.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
+    """Upper Cholesky factor of the inverse, float32 [groups, in, in]; h is scaled and damped in place."""
+    h /= h.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]  # a factor changes nothing but what overflows
     added = 0.0
     for _ in range(DAMPINGS):
-        h.diagonal(dim1=-2, dim2=-1).add_((damp - added) * mean)
+        h.diagonal(dim1=-2, dim2=-1).add_(damp - added)
         added = damp
         lower, failed = torch.linalg.cholesky_ex(h)
         if not bool(failed.any()):
