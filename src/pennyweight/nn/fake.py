@@ -143,12 +143,10 @@ class ActivationQuantizer(Quantizer):
         """Any shape to the same shape."""
         if self.observing:
             self._update(x)
-        if self.active and not self.fresh or self.active and self.estimator is None:
-            x = self._whole(x)
         if self.estimator is None:
             if not self.active:
                 return x
-            y = fake_quantize_per_tensor(x, self.scale, self.zero, self.spec)
+            y = self._whole(x, fake_quantize_per_tensor(x, self.scale, self.zero, self.spec))
             return torch.where(torch.rand(x.shape) < self.drop, x, y) if self.drop else y
         follows = not self.learned and self.spec.grid != "binary"  # a sign has no range
         if self.training and self.following and (self.fresh or follows):
@@ -158,17 +156,27 @@ class ActivationQuantizer(Quantizer):
         if not self.active or self.fresh:
             return x
         count = x.numel() // x.shape[0] if x.ndim > 1 and x.shape[0] else x.numel()
-        return self.estimator.round(x, self.held(), self.spec, count)
+        return self._whole(x, self.estimator.round(x, self.held(), self.spec, count))
 
-    def _whole(self, x: Tensor) -> Tensor:
-        """In whole units where levels are multiples of one: kernels see codes of 8 bits first, then levels."""
+    def _whole(self, x: Tensor, y: Tensor) -> Tensor:
+        """y, x on its level; by way of whole units where levels are multiples of one: as kernels do it, in 8 bits.
+
+        The gradient is that of y.
+        """
         grid = grids[self.spec.grid]
         if not isinstance(grid, Codebook) or grid.multiples is None or grid.bits == 1:
-            return x
-        low, high = -grid.center, 255 - grid.center
-        unit = self.scale.detach() * grid.unit
-        whole = torch.clamp(torch.round(x.detach().float() * (1.0 / unit)), low, high) * unit
-        return x + (whole.to(x.dtype) - x).detach() if x.requires_grad else whole.to(x.dtype)
+            return y
+        unit = self.settled_scale() * grid.unit
+        codes = torch.clamp(torch.round(x.detach().float() * (1.0 / unit)) + grid.center, 0, 255)
+        whole = (grid.rounding().to(x.device)[codes.nan_to_num(0).long()] - float(grid.center)) * unit
+        return y + (whole.to(y.dtype) - y).detach() if y.requires_grad else whole.to(y.dtype)
+
+    def settled_scale(self) -> Tensor:
+        """The scale in use, 0-d: the learned one where it is learned."""
+        if self.estimator is None or not self.learned:
+            return self.scale
+        held = {k: v.detach() for k, v in self.held().items()}
+        return self.estimator.params(held, self.spec).scale.abs().clamp_min(1e-12).reshape(())
 
     def _follow(self, x: Tensor) -> None:
         """Take a batch's range in: the first one, or into the average."""
