@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pennyweight.errors import FormatError, InputError, NonFinite, PennyweightError
+from pennyweight.errors import FormatError, InputError, NonFinite, NothingQuantized, PennyweightError
 from pennyweight.formats import grids
 from pennyweight.formats.integer import Integer
 from pennyweight.llm.block import linears
@@ -67,6 +67,8 @@ def quantize(
     job = Job(out, {**asdict(request), "model": directory.fingerprint(), "tokens": digest,
                     "torch": torch.__version__})  # fmt: skip
     run = Run(directory, skeleton, request, scheme, method, report)
+    for name in kept_in_float(skeleton):
+        run.say("kept", name)
     if request.rotate:
         run.turn = rotation(skeleton.width, request.seed)
         if ids is None:  # structure is found from a run, on any tokens
@@ -92,6 +94,18 @@ def quantize(
     job.finish(made)
     run.say("done", str(out.name))
     return result
+
+
+def kept_in_float(skeleton: Skeleton) -> list[str]:
+    """Weights of blocks that are matrices but no linear layer's: experts kept in one tensor, convolutions."""
+    found = []
+    for path in skeleton.blocks:
+        layers = {f"{path}.{name}.weight" for name in linears(skeleton.model.get_submodule(path))}
+        block = skeleton.model.get_submodule(path)
+        found += [
+            f"{path}.{n}" for n, p in block.named_parameters() if p.ndim > 1 and f"{path}.{n}" not in layers
+        ]
+    return found
 
 
 def _check_request(request: Request, scheme: Scheme, ids: Tensor | None) -> None:
@@ -121,7 +135,12 @@ def _check_request(request: Request, scheme: Scheme, ids: Tensor | None) -> None
 
 
 def _check_schemes(skeleton: Skeleton, scheme: Scheme) -> None:
-    """Refuse a group that divides no layer's inputs before any work is done."""
+    """Refuse a group that divides no layer's inputs, and blocks without linear layers, before any work is done."""
+    if not any(linears(skeleton.model.get_submodule(path)) for path in skeleton.blocks):
+        kinds = sorted({type(m).__name__ for m in skeleton.block(0).modules() if m._parameters})
+        raise NothingQuantized(
+            "the blocks hold no linear layer", site=skeleton.path, hint=f"They hold {kinds}."
+        )
     for path in skeleton.blocks:
         for name, layer in linears(skeleton.model.get_submodule(path)).items():
             try:

@@ -48,7 +48,7 @@ class Skeleton:
     """A model whose parameters have no storage until they are asked for.
 
     Attributes:
-        model: from `AutoModelForCausalLM`, in eval mode, float32.
+        model: of the class that the configuration names, in eval mode, float32.
         path: of the list of blocks.
         blocks: paths of the blocks in order.
 
@@ -61,16 +61,15 @@ class Skeleton:
     def __init__(self, directory: Directory) -> None:
         self.directory = directory
         config = configuration(directory)
-        package = transformers()
         try:
             with _Hollow(), torch.no_grad():
-                model = package.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+                model = _class_of(directory)(config)
         except (ValueError, KeyError, TypeError) as error:
             line = str(error).splitlines()[0][:200]
             raise InputError(
-                f"transformers has no causal language model for {config.model_type!r}: {line}",
-                site=directory.path.name,
+                f"transformers makes no model of this {config.model_type!r}: {line}", site=directory.path.name
             ) from None
+        model = model.float()
         self.model: nn.Module = model.eval()
         _hollow_out(self.model)
         self.path, self.blocks = find_blocks(self.model)
@@ -170,6 +169,17 @@ def configuration(directory: Directory) -> Any:
         ) from None
     config.use_cache = False
     return config
+
+
+def _class_of(directory: Directory) -> Callable[[Any], Any]:
+    """What makes the model: the class that the configuration names, else that of causal language models."""
+    package = transformers()
+    named = directory.config.get("architectures") or []
+    found = getattr(package, str(named[0]), None) if named else None
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        make: Callable[[Any], Any] = found
+        return make
+    return lambda config: package.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def find_blocks(model: nn.Module) -> tuple[str, list[str]]:

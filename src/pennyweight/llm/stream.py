@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -104,12 +105,17 @@ def enter(skeleton: Skeleton, ids: Tensor, *, through: bool = False) -> tuple[Te
     with torch.no_grad(), skeleton.on_demand(), _forwards(blocks, catcher):
         for part in ids.split(batch_size(ids.shape[1])):
             with suppress(_Done):
-                skeleton.model(part, use_cache=False)
+                skeleton.model(part, **calls_without_cache(skeleton.model))
             parts.append(entered.pop())
     hidden = torch.cat(parts).float()
     if not bool(torch.isfinite(hidden).all()):
         raise NonFinite("the hidden states before the first block hold NaN or infinity")
     return hidden, calls
+
+
+def calls_without_cache(model: nn.Module) -> dict[str, bool]:
+    """Keyword arguments that keep a model from keeping keys and values; encoders take none."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
 
 @contextmanager
@@ -136,7 +142,7 @@ def _returns_tuple(skeleton: Skeleton, ids: Tensor) -> bool:
     block.forward = look
     try:
         with torch.no_grad(), skeleton.on_demand():
-            skeleton.model(ids[:1, :4], use_cache=False)
+            skeleton.model(ids[:1, :4], **calls_without_cache(skeleton.model))
     except _Done:
         return answer[0]
     finally:
