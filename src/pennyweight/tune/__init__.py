@@ -61,8 +61,8 @@ def tune(
 ) -> Tuned | Tuning:
     """Search for the cheapest model that reaches a goal.
 
-    With a `Goal`, climbs a ladder as far as the goal needs: data-free, calibrated, biases corrected, reconstructed
-    (each where such a recipe exists), ranges at run time, formats layer by layer, and training if there is a loader.
+    With a `Goal`, climbs a ladder as far as the goal needs: data-free, calibrated, biases corrected, roundings learned
+    (AdaRound), ranges at run time, formats layer by layer, and training if there is a loader.
     Formats are chosen by an exact solver over damages at the output that were measured layer by layer, and over times
     of each layer in each format that were measured on this machine; layers that share a quantizer share a format.
     Mixed models are verified with `evaluate`, by bisection along the predicted front. Once the goal is reached, mixes

@@ -126,7 +126,7 @@ class Trial:
 
     Attributes:
         rung: of the ladder: "float", "data-free", "calibrated", "bias-corrected", "reconstructed", "run-time ranges",
-            "mixed" or "trained".
+            "mixed", "mixed, reconstructed" or "trained".
         name: of its recipe.
         score: what `evaluate` gave; drop: against float.
         latency_ms: of a run of the goal's batch, measured in turns with float; speedup: over float on the same engine.
