@@ -3,12 +3,15 @@
 usage: python benchmarks/llm.py make --out FOLDER [--steps 800]
        python benchmarks/llm.py table --out FOLDER [--schemes w4a16:32,w3a16:64] [--methods rtn,gptq] [--windows 128]
        python benchmarks/llm.py stories --out FOLDER
+       python benchmarks/llm.py outliers --out FOLDER [--model stories]
 
     make      trains a Llama (384 wide, 4 layers, 6 heads, 3 of keys and values, 1024 in its MLP, 1024 tokens, tied) on
               WikiText-2's validation text, the first 85 % of its test text and the first 90 % of tinyshakespeare, seed
               0, bf16 autocast, AdamW; writes FOLDER/bpe as a Hugging Face directory and test.txt, calib.txt beside it.
               Test text: the rest. Calibration text: the first 600,000 characters of the training text
     stories   writes FOLDER/stories, the shared stories260K as a Hugging Face directory, with its text as token ids
+    outliers  three channels of every norm made 50 times as large and the weights behind them as much smaller; w8a8 with
+              calibrated activations, plain, smoothed and rotated
     table     perplexities of FOLDER/bpe on test.txt, consecutive windows of 256 tokens
 """
 
@@ -172,15 +175,51 @@ def measured(
     return found, took
 
 
+def given(args: argparse.Namespace) -> tuple[Path, Tensor, Tensor]:
+    """The model's folder, calibration windows and test ids."""
+    folder = Path(args.out)
+    source = Directory(folder / args.model)
+    names = (
+        ("stories_test.npy", "stories_calib.npy") if args.model == "stories" else ("test.txt", "calib.txt")
+    )
+    calib = windows(read_tokens(folder / names[1], source), WINDOW, args.windows, args.seed)
+    return folder / args.model, calib, read_tokens(folder / names[0], source)
+
+
+def outliers(args: argparse.Namespace) -> None:
+    """Large channels behind the norms, and what restores them."""
+    from safetensors.torch import load_file, save_file
+
+    model, calib, test = given(args)
+    folder = Path(args.out) / "outliers"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    behind = {"input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+              "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj")}  # fmt: skip
+    for name in [n for n in tensors if "layernorm" in n]:
+        lead, norm, _ = name.rsplit(".", 2)
+        for channel in (3, 17, 40):
+            tensors[name][channel] *= 50
+            for reader in behind[norm]:
+                tensors[f"{lead}.{reader}.weight"][:, channel] /= 50
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    base = perplexity(load(model), test, WINDOW, limit=args.limit)
+    same = perplexity(load(folder), test, WINDOW, limit=args.limit)
+    print(f"float {base.value:.4f}, with outliers {same.value:.4f}, {base.tokens} tokens", flush=True)
+    for name, options in (("plain", {}), ("smooth 0.5", {"smooth": 0.5}), ("rotate", {"rotate": True})):
+        request = Request("w8a8-static", method="searched", **options)
+        found, took = measured(
+            folder, Path(args.out) / f"outliers-{os.getpid()}", request, calib, test, args.limit
+        )
+        loss = 100 * (found.value / base.value - 1)
+        print(f"{name:12} {found.value:9.4f}  {loss:+8.2f} %  {took:6.1f} s", flush=True)
+
+
 def table(args: argparse.Namespace) -> None:
     """Rows of the table: a scheme and a method each."""
     folder = Path(args.out)
-    model = folder / args.model
-    source = Directory(model)
-    ends = (".npy", ".npy") if args.model == "stories" else (".txt", ".txt")
-    lead = "stories_" if args.model == "stories" else ""
-    test = read_tokens(folder / f"{lead}test{ends[0]}", source)
-    calib = windows(read_tokens(folder / f"{lead}calib{ends[1]}", source), WINDOW, args.windows, args.seed)
+    model, calib, test = given(args)
     base = perplexity(load(model), test, WINDOW, limit=args.limit)
     print(f"float {base.value:.4f}, {base.tokens} tokens, {base.windows} windows of {WINDOW}", flush=True)
     rows = []
@@ -203,7 +242,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("make", "stories", "table"):
+    for verb in ("make", "stories", "table", "outliers"):
         sub = verbs.add_parser(verb)
         sub.add_argument("--out", default="out/llm")
         sub.add_argument("--threads", type=int, default=2)
@@ -211,14 +250,15 @@ def main() -> None:
         if verb == "make":
             sub.add_argument("--steps", type=int, default=800)
             sub.add_argument("--lr", type=float, default=2e-3)
-        if verb == "table":
+        if verb in ("table", "outliers"):
             sub.add_argument("--model", default="bpe", choices=["bpe", "stories"])
+            sub.add_argument("--windows", type=int, default=128)
+            sub.add_argument("--limit", type=int, default=0, help="test windows at most; 0 for all")
+        if verb == "table":
             sub.add_argument(
                 "--schemes", default="w8a8,w4a8:32,w4a8:128,w4a16:32,w4a16:64,w4a16:128,w3a16:64,w2a16:32"
             )
             sub.add_argument("--methods", default="rtn,searched,gptq")
-            sub.add_argument("--windows", type=int, default=128)
-            sub.add_argument("--limit", type=int, default=0, help="test windows at most; 0 for all")
             sub.add_argument("--steps", type=int, default=200, help="of methods that train")
             sub.add_argument(
                 "--options", default="{}", help="of the request, JSON: awq, smooth, rotate, retarget"
@@ -227,7 +267,7 @@ def main() -> None:
             sub.add_argument("--json", default="")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"make": make, "stories": stories, "table": table}[args.verb](args)
+    {"make": make, "stories": stories, "table": table, "outliers": outliers}[args.verb](args)
 
 
 if __name__ == "__main__":
