@@ -31,6 +31,7 @@ from pennyweight.llm.schemes import Scheme
 from pennyweight.llm.store import Solved
 from pennyweight.llm.stream import Calls, batch_size, enter
 from pennyweight.qtensor import QTensor
+from pennyweight.ranges.minmax import MinMax
 from pennyweight.solvers import solvers
 
 
@@ -150,7 +151,7 @@ def _train(
 
 
 def outer(run: Run) -> Part:
-    """Layers and tables outside of the blocks, rounded to nearest under searched ranges.
+    """Layers and tables outside of the blocks, rounded to nearest: searched ranges, extremes for `rtn`.
 
     Raises:
         SpecError: if a spec does not fit a table.
@@ -166,7 +167,8 @@ def outer(run: Run) -> Part:
             run.skeleton.fill(name, recurse=False)
             weight = run.skeleton.model.get_parameter(f"{name}.weight").detach()
             run.skeleton.empty(name, recurse=False)
-        q: QTensor = solvers["rtn"](weight, scheme.weight, searched(scheme.weight))
+        rule = MinMax() if run.request.method == "rtn" else searched(scheme.weight)
+        q: QTensor = solvers["rtn"](weight, scheme.weight, rule)
         layers[name], losses[name] = Solved(scheme, q), relative_loss(weight, q, None)
         run.say("layer", name, loss=losses[name], scheme=str(scheme.weight))
     return Part(layers, floats, losses)
