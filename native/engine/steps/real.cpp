@@ -138,8 +138,9 @@ void build_decode(Builder& b, int number) {
 }
 
 void build_decode_levels(Builder& b, int number) {
-  const OpNode& op = b.plan.ops[number];
-  require(for_products(b.plan, op.out[0]), "levels are decoded for the weights of float products alone");
+  const int value = b.plan.ops[number].out[0];
+  const bool unread = b.plan.values[value].readers.empty() && b.plan.values[value].kind == PW_TEMPORARY;
+  require(unread || for_products(b.plan, value), "levels are decoded for the weights of float products alone");
 }
 
 void build_embedding(Builder& b, int number) {
