@@ -275,8 +275,6 @@ struct DepthwiseF32Args {
 using DepthwiseF32Fn = void (*)(const DepthwiseF32Args&);  // depthwise_f32: x is f32
 // depthwise_bf16: x is bf16; weights in blocks of 32 channels: for each tap those of the even ones, then of the odd ones.
 
-// Float rows times stored codes, decoded in registers:
-//   y[m][n] = sum_g scale[g][n] * sum_{k in g} x[m][k] * (code[n][k] - zero[g][n])  (+ bias[n])
 // How weights of a float product are stored, and decoded on the way:
 enum class Coding : int {
   kInteger8,  // two's complement
@@ -288,6 +286,8 @@ enum class Coding : int {
   kBrain,     // bfloat16
 };
 
+// Float rows times stored codes, decoded in registers:
+//   y[m][n] = sum_g scale[g][n] * sum_{k in g} x[m][k] * (code[n][k] - zero[g][n])  (+ bias[n])
 // Packed: blocks of 16 columns; k after k, 32 bytes (16 bits) or 16 (8 bits). Of 4 bits, groups are padded to eights of k:
 // four bytes a column, the first k in the lowest bits.
 struct GemmCodesArgs {

@@ -22,7 +22,7 @@ const Entry kBuilders[] = {
     {"conv_f32", build_conv_f32},
     {"linear_f32", build_linear_f32},
     {"matmul_f32", build_matmul_f32},
-    {"linear_w", build_linear_w},
+    {"linear_w", build_linear_f32},
     {"decode", build_decode},
     {"decode_levels", build_decode_levels},
     {"embedding", build_embedding},

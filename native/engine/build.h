@@ -52,9 +52,8 @@ void build_unpack(Builder&, int op);
 void build_matmul(Builder&, int op);
 void build_attention(Builder&, int op);
 void build_conv_f32(Builder&, int op);
-void build_linear_f32(Builder&, int op);
+void build_linear_f32(Builder&, int op);    // linear_w too
 void build_matmul_f32(Builder&, int op);
-void build_linear_w(Builder&, int op);
 void build_decode(Builder&, int op);
 void build_decode_levels(Builder&, int op);
 void build_embedding(Builder&, int op);

@@ -127,6 +127,12 @@ def unblock(blocks: Tensor, scale_shape: tuple[int, ...], shape: tuple[int, ...]
     return apart.permute(order).reshape(shape)
 
 
+def per_element(param: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A number for every block, [n0, n1, ...], as one for every element of a tensor of that shape."""
+    count = math.prod(shape) // max(param.numel(), 1)
+    return unblock(param.unsqueeze(-1).expand(*param.shape, count), tuple(param.shape), shape)
+
+
 def quantize(x: Tensor, spec: QuantSpec, params: QParams) -> QTensor:
     """Round `x` to the nearest codes under given scales: `code = encode(x * r, zero)`, `r = float32(1 / scale)`.
 

@@ -50,18 +50,14 @@ struct Source {
 };
 
 bool source_of(const Plan& plan, const OpNode& op, Source& s) {
-  const OpNode* from = nullptr;
+  const OpNode* from = decoder_of(plan, op);
   int codes = op.in[1], scale = op.input(2), zero = op.input(3);
-  if (op.kind == "linear_w") {
-    from = &op;
-  } else if (plan.is_constant(op.in[1])) {
+  if (!from) {
+    if (!plan.is_constant(op.in[1])) return false;
     s.bits = 16;
     s.codes = &plan.constant(op.in[1]);
     if (s.codes->dtype != PW_F16 && s.codes->dtype != PW_BF16) return false;
-  } else {
-    const int producer = plan.values[op.in[1]].producer;
-    if (producer < 0) return false;
-    from = &plan.ops[producer];
+  } else if (from != &op) {
     const bool levels = from->kind == "decode_levels";
     if (!levels && from->kind != "decode") return false;
     codes = from->in[0];
@@ -82,10 +78,6 @@ bool source_of(const Plan& plan, const OpNode& op, Source& s) {
   s.key = "codes:" + std::to_string(plan.values[codes].index) + s.key + "/" + std::to_string(s.groups);
   s.rows = s.codes->dims[0];
   return true;
-}
-
-const float* row_of(const Constant* c, int64_t row) {
-  return static_cast<const float*>(c->data) + (c->dims[0] == 1 ? 0 : row) * c->dims[1];
 }
 
 std::vector<float> by_group(const Source& s, const Constant* c, int64_t step, float factor) {

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "engine/build.h"
+#include "engine/steps/codes.h"
 
 namespace pw {
 
@@ -41,10 +41,6 @@ Stored stored(const Plan& plan, int codes, int scale, int zero) {
   s.row_bytes = s.codes->dims[1];
   s.groups = s.scale->dims[1];
   return s;
-}
-
-const float* row_of(const Constant* c, int64_t row) {
-  return static_cast<const float*>(c->data) + (c->dims[0] == 1 ? 0 : row) * c->dims[1];
 }
 
 }  // namespace

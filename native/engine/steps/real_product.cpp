@@ -30,13 +30,6 @@ Packed pack_floats(const float* w, int64_t n, int64_t k, int64_t n_stride, int64
   return p;
 }
 
-// The op that decodes the weight of a float product; null where it is stored as floats.
-const OpNode* decoder_of(const Plan& plan, const OpNode& op) {
-  if (op.kind == "linear_w") return &op;
-  const int producer = plan.values[op.in[1]].producer;
-  return producer < 0 ? nullptr : &plan.ops[producer];
-}
-
 // Weights of a float convolution or linear layer: stored as floats, or decoded from codes at load.
 std::vector<float> float_weights(const Plan& plan, const OpNode& op) {
   std::vector<float> out;
@@ -411,7 +404,5 @@ void build_linear_f32(Builder& b, int number) {
   step->tail = std::move(tail);
   b.add(std::move(step));
 }
-
-void build_linear_w(Builder& b, int number) { build_linear_f32(b, number); }
 
 }  // namespace pw

@@ -51,6 +51,16 @@ class Finding:
         return found
 
 
+def in_float(layer: str) -> Callable[[Simulation], float]:
+    """A trial: the output with this layer in float."""
+
+    def trial(simulation: Simulation) -> float:
+        with simulation.changed(floats=[layer]):
+            return simulation.damage().sqnr_db
+
+    return trial
+
+
 @dataclass(frozen=True)
 class Case:
     """What causes look at.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pennyweight.gradients import estimators
 from pennyweight.gradients.lsq import LSQ
-from pennyweight.qtensor import QParams, per_block, unblock
+from pennyweight.qtensor import QParams, per_block, per_element
 from pennyweight.spec import QuantSpec
 
 Slope = Literal["clipped", "approx", "ede", "swish"]
@@ -62,9 +62,7 @@ class Signs(LSQ):
             return super().round(x, held, spec, count)
         scale = held["scale"].detach().to(x.dtype)
         if scale.numel() > 1:
-            shape = spec.scale_shape(tuple(x.shape))
-            each = x.numel() // scale.numel()
-            scale = unblock(scale.reshape(*shape, 1).expand(*shape, each), shape, tuple(x.shape))
+            scale = per_element(scale.reshape(spec.scale_shape(tuple(x.shape))), tuple(x.shape))
         # the value is scaled, the gradient is not
         y: Tensor = _Sign.apply(x, scale, self.slope, self.progress, self.beta)  # type: ignore[no-untyped-call]
         return y

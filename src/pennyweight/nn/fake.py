@@ -16,7 +16,7 @@ from pennyweight.formats.integer import Integer
 from pennyweight.gradients import Estimator
 from pennyweight.gradients.affine import bounds, leveled
 from pennyweight.nn.ranks import agreed
-from pennyweight.qtensor import QParams, QTensor, quantize
+from pennyweight.qtensor import QParams, QTensor, per_element, quantize
 from pennyweight.ranges import TINY, RangeRule, params_of_range
 from pennyweight.spec import QuantSpec
 from pennyweight.stats import Statistic, stats
@@ -69,9 +69,14 @@ class Quantizer(nn.Module):
 
     def settle(self) -> None:
         """Write what is learned into scale and zero."""
-        if self.estimator is not None and self.learned and not self.fresh:
-            params = self.estimator.params({k: v.detach() for k, v in self.held().items()}, self.spec)
-            self._store(QParams(params.scale.abs().clamp_min(1e-12), params.zero))
+        if self.learned and not self.fresh:
+            self._store(self._learned_params())
+
+    def _learned_params(self) -> QParams:
+        """Scale and zero point as they are learned so far."""
+        assert self.estimator is not None
+        params = self.estimator.params({k: v.detach() for k, v in self.held().items()}, self.spec)
+        return QParams(params.scale.abs().clamp_min(1e-12), params.zero)
 
     @property
     def calibrated(self) -> bool:
@@ -173,10 +178,7 @@ class ActivationQuantizer(Quantizer):
 
     def settled_scale(self) -> Tensor:
         """The scale in use, 0-d: the learned one where it is learned."""
-        if self.estimator is None or not self.learned:
-            return self.scale
-        held = {k: v.detach() for k, v in self.held().items()}
-        return self.estimator.params(held, self.spec).scale.abs().clamp_min(1e-12).reshape(())
+        return self._learned_params().scale.reshape(()) if self.learned else self.scale
 
     def _follow(self, x: Tensor) -> None:
         """Take a batch's range in: the first one, or into the average."""
@@ -324,13 +326,9 @@ class WeightQuantizer(Quantizer):
         params = self.estimator.params({k: v.detach() for k, v in held.items()}, self.spec)
         scale = params.scale.abs()
         zero = torch.zeros_like(scale) if params.zero is None else params.zero
-        spread = [n // b for n, b in zip(matrix.shape, shape, strict=True)]
-        ends = []
-        for code in (low, high):
-            end = (code - zero) * scale
-            for axis, repeats in enumerate(spread):
-                end = end.repeat_interleave(repeats, axis)
-            ends.append(end)
+        ends = [
+            per_element(((code - zero) * scale).reshape(shape), tuple(matrix.shape)) for code in (low, high)
+        ]
         latent = torch.minimum(torch.maximum(self.estimator.latent(matrix), ends[0]), ends[1])
         return ((rounded.detach() - latent) ** 2).sum()
 

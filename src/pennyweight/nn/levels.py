@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pennyweight.formats import grids
 from pennyweight.formats.codebook import Codebook
 from pennyweight.formats.minifloat import Minifloat
+from pennyweight.nn.packing import pack_codes
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -44,7 +45,7 @@ class Levels(nn.Module):
         scale = q.scales()
         if 1 < len(scale) < self.rows:  # blocks of several rows: one scale for each row
             scale = scale.repeat_interleave(self.rows // len(scale), 0)
-        self.register_buffer("codes", pack_pairs(q.codes) if self.bits == 4 else q.codes.contiguous())
+        self.register_buffer("codes", pack_codes(q.codes, 4) if self.bits == 4 else q.codes.contiguous())
         self.register_buffer("levels", levels)
         self.register_buffer("scale", scale.contiguous())
         self.register_buffer("bias", bias)
@@ -63,10 +64,3 @@ class LevelLinear(Levels):
             x, self.codes, self.levels, self.scale, self.bias, self.bits, self.n
         )
         return y
-
-
-def pack_pairs(codes: Tensor) -> Tensor:
-    """uint8 codes [rows, n] of 0 .. 15 to uint8 [rows, ceil(n / 2)], low nibble first."""
-    if codes.shape[1] % 2:
-        codes = torch.cat([codes, codes.new_zeros(codes.shape[0], 1)], 1)
-    return (codes[:, ::2] | (codes[:, 1::2] << 4)).contiguous()

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pennyweight.errors import EmptyCalibration
 from pennyweight.graph.graph import Ref
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
@@ -97,8 +98,6 @@ def _reach(channels: list[Channels]) -> tuple[Tensor, Tensor]:
 def _seen(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
     statistic = quantizer.statistics.get("minmax")
     if statistic is None or not statistic.count:
-        from pennyweight.errors import EmptyCalibration
-
         raise EmptyCalibration(
             "no batch norm lies before this site, and no value reached it", site=quantizer.site,
             hint="Pass an example or some inputs.",

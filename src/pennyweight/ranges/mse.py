@@ -75,7 +75,7 @@ class MSE:
                 trial = params_of_range(lo * trial_lo, hi * trial_hi, spec)
                 error = range_error(values, weights, trial, spec, self.power)
                 win = error < best_error
-                best = _select(win, trial, best)
+                best = select_params(win, trial, best)
                 best_error = torch.where(win, error, best_error)
                 f_lo, f_hi = torch.where(win, trial_lo, f_lo), torch.where(win, trial_hi, f_hi)
         return best
@@ -85,7 +85,8 @@ class MSE:
         return [1 - i * step for i in range(self.steps)]
 
 
-def _select(win: Tensor, a: QParams, b: QParams) -> QParams:
+def select_params(win: Tensor, a: QParams, b: QParams) -> QParams:
+    """Those of `a` where it wins, else of `b`, block by block."""
     zero = None
     if a.zero is not None and b.zero is not None:
         zero = torch.where(win, a.zero, b.zero)
@@ -103,4 +104,4 @@ def _better(
 ) -> tuple[QParams, Tensor]:
     trial_error = range_error(values, weights, trial, spec, power)
     win = trial_error < error
-    return _select(win, trial, best), torch.where(win, trial_error, error)
+    return select_params(win, trial, best), torch.where(win, trial_error, error)

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from pennyweight.formats import grids
 from pennyweight.formats.integer import Integer
-from pennyweight.qtensor import QTensor
-from pennyweight.solvers.gptq import wide_param
+from pennyweight.qtensor import QTensor, per_element
 
 STRETCH, SHIFT = 1.2, -0.1  # of the sigmoid, so that 0 and 1 are reached
 
@@ -34,9 +33,10 @@ class SoftRounding(nn.Module):
         assert isinstance(grid, Integer)
         self.qmin, self.qmax = grid.qmin, grid.qmax
         scale = q.scales()
-        self.scale = wide_param(torch.where(scale == 0, torch.ones_like(scale), scale), matrix)
+        shape = tuple(matrix.shape)
+        self.scale = per_element(torch.where(scale == 0, torch.ones_like(scale), scale), shape)
         zero = torch.zeros_like(scale) if q.zero is None else q.zero.float()
-        self.zero = wide_param(zero, matrix)
+        self.zero = per_element(zero, shape)
         place = matrix.detach().float() / self.scale + self.zero
         self.base = torch.floor(place)
         part = (place - self.base).clamp(0.01, 0.99)

@@ -23,7 +23,7 @@ def widened(program: Program) -> Program:
     } | set(program.outputs)
     renamed: dict[str, str] = {}
     for op in program.ops:
-        if _half(program, op) and op.outputs[0] not in elsewhere and op.kind == "cast":
+        if op.outputs[0] not in elsewhere and _half(program, op):
             renamed[op.outputs[0]] = op.inputs[0]  # a product reads 16 bits as they are
             continue
         value = _decoded(program, op, elsewhere)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pennyweight.errors import NonFinite, SolverError
 from pennyweight.formats import grids
-from pennyweight.qtensor import QParams, QTensor, encode, quantize, unblock
+from pennyweight.qtensor import QParams, QTensor, encode, per_element, quantize
 from pennyweight.ranges import RangeRule
 from pennyweight.solvers import input_solvers
 from pennyweight.spec import QuantSpec
@@ -167,11 +167,5 @@ def _spread(
     scale = stored.scales()
     safe = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero = torch.zeros_like(scale) if stored.zero is None else stored.zero.float()
-    wide = [_columns(wide_param(p, weight).reshape(shape), order) for p in (safe, zero)]
+    wide = [_columns(per_element(p, tuple(weight.shape)).reshape(shape), order) for p in (safe, zero)]
     return wide[0], wide[1]
-
-
-def wide_param(param: Tensor, weight: Tensor) -> Tensor:
-    """A number for every block, [n0, n1], as one for every element of the weight, [out, in]."""
-    count = weight.numel() // max(param.numel(), 1)
-    return unblock(param.unsqueeze(-1).expand(*param.shape, count), tuple(param.shape), tuple(weight.shape))

@@ -8,10 +8,9 @@ from torch import Tensor
 from pennyweight.errors import SolverError, SpecError
 from pennyweight.formats import grids
 from pennyweight.formats.integer import Integer
-from pennyweight.qtensor import QTensor
+from pennyweight.qtensor import QTensor, per_element
 from pennyweight.ranges import RangeRule
 from pennyweight.solvers import solvers
-from pennyweight.solvers.gptq import wide_param
 from pennyweight.solvers.rtn import rtn
 from pennyweight.spec import QuantSpec
 
@@ -47,10 +46,10 @@ def squant(weight: Tensor, spec: QuantSpec, rule: RangeRule, *, taps: int = 1) -
         raise SolverError(f"kernels of {taps} do not divide the columns", shapes=str(tuple(weight.shape)))
     q = rtn(weight, spec, rule)
     scale = q.scales()
-    scale = wide_param(torch.where(scale == 0, torch.ones_like(scale), scale), weight)
+    scale = per_element(torch.where(scale == 0, torch.ones_like(scale), scale), tuple(weight.shape))
     place = weight.detach().float() / scale
     if q.zero is not None:
-        place = place + wide_param(q.zero.float(), weight)
+        place = place + per_element(q.zero.float(), tuple(weight.shape))
     shape = (weight.shape[0], -1, taps)
     codes = q.codes.float().reshape(shape)  # [out, channels, taps]
     error = (codes - place.reshape(shape)).clamp(-0.5, 0.5)  # what was cut off stays cut off

@@ -9,8 +9,7 @@ from pennyweight.errors import SpecError
 from pennyweight.formats import grids
 from pennyweight.qtensor import QParams, QTensor, per_block, quantize
 from pennyweight.ranges import RangeRule
-from pennyweight.ranges.mse import _select as select_params
-from pennyweight.ranges.mse import range_error
+from pennyweight.ranges.mse import range_error, select_params
 from pennyweight.solvers import input_solvers
 from pennyweight.solvers.gptq import checked_gram
 from pennyweight.spec import QuantSpec

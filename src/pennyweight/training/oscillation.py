@@ -12,6 +12,7 @@ from pennyweight.nn.conv import ConvTwin
 from pennyweight.nn.fake import WeightQuantizer
 from pennyweight.nn.linear import LinearTwin
 from pennyweight.nn.rounding import trained
+from pennyweight.qtensor import per_element
 
 
 def dampening_loss(model: nn.Module) -> Tensor:
@@ -93,14 +94,7 @@ class OscillationFreezing:
         track.frozen |= new
         if bool(track.frozen.any()):
             zero = torch.zeros_like(q.scales()) if q.zero is None else q.zero
-            spread = [n // b for n, b in zip(matrix.shape, q.scales().shape, strict=True)]
-            scale, zero = (_spread(t, spread) for t in (q.scales(), zero))
+            scale, zero = (per_element(t, tuple(matrix.shape)) for t in (q.scales(), zero))
             held = ((track.codes - zero) * scale).to(matrix.dtype).reshape(weight.shape)
             weight.copy_(torch.where(track.frozen.reshape(weight.shape), held, weight))
         return int(track.frozen.sum())
-
-
-def _spread(t: Tensor, times: list[int]) -> Tensor:
-    for axis, repeats in enumerate(times):
-        t = t.repeat_interleave(repeats, axis)
-    return t

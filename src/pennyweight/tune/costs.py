@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -174,12 +174,8 @@ def mixed(recipe: Recipe, probe: Probe, assignment: Mapping[str, str]) -> Recipe
         rule = layer_formats[form].rule(probe.plan.layers[name])
         if rule is not None:
             rules.append(rule)
-    relaxed = tuple(r if r.optional else type(r)(**{**_fields(r), "optional": True}) for r in recipe.rules)
+    relaxed = tuple(replace(r, optional=True) for r in recipe.rules)
     return Recipe(recipe.name, (*rules, *relaxed), recipe.passes)
-
-
-def _fields(rule: Any) -> dict[str, Any]:
-    return {name: getattr(rule, name) for name in type(rule).__dataclass_fields__}
 
 
 def layer_of(probe: Probe, site: str) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from pennyweight.diagnose.finding import Case, Finding, causes
-from pennyweight.diagnose.simulate import Simulation
+from pennyweight.diagnose.finding import Case, Finding, causes, in_float
 
 MOST = 3  # layers that are named
 SHARE = 0.2  # of the noise at the output
@@ -28,16 +25,7 @@ def sensitive(case: Case) -> list[Finding]:
                 f"its rounding alone ({layer.weight}, inputs {next(iter(layer.inputs.values()), 'float')}) makes "
                 f"{100 * min(1.0, noise / max(total, 1e-30)):.0f} % of the noise at the output",
                 "Give it more bits, or keep it in bf16; a reconstruction (AdaRound) or training recovers some of it.",
-                _in_float(name), severity=0.0, broad=True,
+                in_float(name), severity=0.0, broad=True,
             )
         )  # fmt: skip
     return found
-
-
-def _in_float(layer: str) -> Callable[[Simulation], float]:
-    def trial(simulation: Simulation) -> float:
-        """The output with this layer in float."""
-        with simulation.changed(floats=[layer]):
-            return simulation.damage().sqnr_db
-
-    return trial

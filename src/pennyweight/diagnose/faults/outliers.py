@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pennyweight.diagnose.finding import Case, Finding, causes
+from pennyweight.diagnose.finding import Case, Finding, causes, in_float
 from pennyweight.diagnose.simulate import Matrix, Simulation
 from pennyweight.ranges.mse import MSE
 from pennyweight.solvers.rtn import rtn
@@ -82,16 +82,7 @@ def in_activations(case: Case) -> list[Finding]:
                 f"channel {worst} reaches {most:.3g}, the median channel {median:.3g}: {left:.1f} codes are left for "
                 "it",
                 "Shift the scale into the weights (equalize, smooth), range it at run time, or keep the layer in bf16.",
-                _in_float(layer), severity=most / max(median, 1e-12),
+                in_float(layer), severity=most / max(median, 1e-12),
             )
         )  # fmt: skip
     return found
-
-
-def _in_float(layer: str) -> Callable[[Simulation], float]:
-    def trial(simulation: Simulation) -> float:
-        """The output with this layer in float."""
-        with simulation.changed(floats=[layer]):
-            return simulation.damage().sqnr_db
-
-    return trial

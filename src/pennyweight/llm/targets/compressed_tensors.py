@@ -71,14 +71,18 @@ def arguments(scheme: Scheme) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def lift_of(spec: QuantSpec) -> int:
+    """From our codes to codes from 0."""
+    return 0 if spec.grid.startswith("u") else 1 << (bits_of(spec) - 1)
+
+
 def packed(layers: dict[str, Solved]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors of quantized layers, and the scheme of each."""
     found: dict[str, Tensor] = {}
     for name, layer in layers.items():
         q, spec = layer.weight, layer.scheme.weight
         bits = bits_of(spec)
-        half = 1 << (bits - 1)
-        lift = 0 if spec.grid.startswith("u") else half  # from our codes to codes from 0
+        half, lift = 1 << (bits - 1), lift_of(spec)
         places = q.codes.to(torch.int64) + lift
         scale = q.scale
         assert isinstance(scale, Tensor)

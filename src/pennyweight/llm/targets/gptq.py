@@ -18,7 +18,7 @@ from pennyweight.llm.directory import Directory
 from pennyweight.llm.schemes import Scheme, bits_of, is_integer
 from pennyweight.llm.store import Solved
 from pennyweight.llm.targets import Quantized, readers, targets
-from pennyweight.llm.targets.compressed_tensors import pack_words, refuse_tables, unpack_words
+from pennyweight.llm.targets.compressed_tensors import lift_of, pack_words, refuse_tables, unpack_words
 from pennyweight.llm.targets.pennyweight import write_config, write_shards
 from pennyweight.qtensor import QTensor
 from pennyweight.spec import QuantSpec
@@ -32,8 +32,7 @@ def packed(layers: dict[str, Solved]) -> tuple[dict[str, Tensor], dict[str, Any]
     for name, layer in layers.items():
         q, spec = layer.weight, layer.scheme.weight
         bits = bits_of(spec)
-        half = 1 << (bits - 1)
-        lift = 0 if spec.grid.startswith("u") else half
+        half, lift = 1 << (bits - 1), lift_of(spec)
         rows, n = q.codes.shape
         groups = spec.scale_shape((rows, n))[1]
         zeros = torch.full((rows, groups), half) if q.zero is None else (q.zero + lift).long()
