@@ -2,15 +2,12 @@
 
 usage: python benchmarks/llm_speed.py shape --out FOLDER [--layers 16]
        python benchmarks/llm_speed.py memory --out FOLDER [--layers 2] [--kills 3]
-       python benchmarks/llm_speed.py decode --out FOLDER [--scheme w4a8] [--group 32] [--tokens 48] [--prompt 128]
-       python benchmarks/llm_speed.py llama --python PYTHON --out FOLDER
 
     shape     writes FOLDER/shape-LAYERS as a Hugging Face directory of bf16 weights
     memory    GPTQ to w4a8 on 32 windows of 512 tokens: peak above the packages, against one block and the tables as
               float32; then again, killed at random points and gone on with, bytes compared
-    decode    writes FOLDER/shape.dwt where it is missing; tokens a second of prompt and decoding, each beside a plain
-              read of memory in the same seconds
-    llama     the same of llama.cpp on FOLDER/shape.gguf (Q4_0, written where it is missing) by another interpreter
+
+Speed: llm_peers.py.
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -152,79 +148,19 @@ def written(args: argparse.Namespace, to: str, scheme: str, group: int | None, h
     return path
 
 
-def decode(args: argparse.Namespace) -> None:
-    """Prompt and decoding on our engine."""
-    path = written(args, "dwt", args.scheme, args.group, args.scheme)
-    from pennyweight.runtime.decode import load_decoding
-
-    begin = time.perf_counter()
-    decoding = load_decoding(path, threads=args.threads)
-    loaded = time.perf_counter() - begin
-    buffer = np.ones(400_000_000 // 4, np.float32)
-    prompt = np.random.default_rng(0).integers(0, 32000, args.prompt).tolist()
-    decoding.step(prompt)
-    print(f"{path.stat().st_size / 1e6:.0f} MB, loaded in {loaded:.2f} s", flush=True)
-    for _ in range(args.rounds):
-        rate = read_rate(buffer, args.threads)
-        decoding.begin()
-        begin = time.perf_counter()
-        decoding.step(prompt)
-        first = time.perf_counter() - begin
-        decoding.step([1])
-        begin = time.perf_counter()
-        for token in range(args.tokens):
-            decoding.step([token])
-        each = (time.perf_counter() - begin) / args.tokens
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(f"read {rate:.1f} GB/s, prompt {args.prompt / first:.0f} tokens/s, decoding {1 / each:.1f} tokens/s "
-              f"({path.stat().st_size / each / 1e9:.1f} GB/s), peak {peak:.2f} GB", flush=True)  # fmt: skip
-
-
-LLAMA = """
-import sys, time
-import numpy as np
-from llama_cpp import Llama
-path, threads, prompt, tokens, rounds = sys.argv[1], *map(int, sys.argv[2:])
-model = Llama(path, n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False)
-ids = np.random.default_rng(0).integers(0, 32000, prompt).tolist()
-for _ in range(rounds):
-    model.reset()
-    begin = time.perf_counter(); model.eval(ids); first = time.perf_counter() - begin
-    model.eval([1])
-    begin = time.perf_counter()
-    for t in range(tokens):
-        model.eval([t])
-    each = (time.perf_counter() - begin) / tokens
-    print(f"llama.cpp prompt {prompt / first:.0f} tokens/s, decoding {1 / each:.1f} tokens/s", flush=True)
-"""
-
-
-def llama(args: argparse.Namespace) -> None:
-    """The same of llama.cpp."""
-    path = written(args, "gguf", "w4a16", 32, "same")
-    numbers = [str(n) for n in (args.threads, args.prompt, args.tokens, args.rounds)]
-    subprocess.run([args.python, "-c", LLAMA, str(path), *numbers], check=True)
-
-
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("verb", choices=["shape", "memory", "decode", "llama"])
+    parser.add_argument("verb", choices=["shape", "memory"])
     parser.add_argument("--out", default="out/llm")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scheme", default="w4a8")
-    parser.add_argument("--group", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--prompt", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--python", default=sys.executable)
     args = parser.parse_args()
-    {"shape": shape, "memory": memory, "decode": decode, "llama": llama}[args.verb](args)
+    {"shape": shape, "memory": memory}[args.verb](args)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ extern "C" {
 #endif
 
 #define PW_API __attribute__((visibility("default")))
-#define PW_ABI 4
+#define PW_ABI 5
 
 typedef struct pw_model pw_model;
 typedef struct pw_plan pw_plan;
@@ -48,6 +48,10 @@ PW_API int pw_model_constant(pw_model*, int dtype, int rank, const int64_t* dims
 /* All constants of a model at once: per constant its dtype, its rank and its dimensions, one behind the other. They
  * are numbered in this order, behind those that the model has. */
 PW_API int pw_model_constants(pw_model*, int count, const int64_t* words, int64_t n_words, const void* const* data);
+
+/* Constants between these addresses lie in a file that is mapped for reading: once packed, their pages may be given back
+ * to the system, which reads them again where they are wanted. */
+PW_API void pw_model_mapped(pw_model*, const void* start, int64_t bytes);
 
 typedef struct {
   const char* name;

@@ -87,6 +87,8 @@ def broad_program() -> Program:
     ends.append(b.op("linear", codes, ternary, "", zero, zero=0))
     grouped = b.op("linear_grouped", codes, b.u4(6, 2), b.f32(6, 2), zero, row, b.f32(6), bits=4, n=4)
     ends.append(grouped)
+    halves = b.store("f16", np.full((6, 2), 0.5, np.float16))
+    ends.append(b.op("linear_grouped", codes, b.i8(6, 4), halves, zero, row, bits=8, n=4))
     h = b.op("linear_w", p, b.u4(5, 2), b.f32(5, 2), "", b.f32(5), bits=4, n=4)
     h = b.op("unary", h, fn="clip", p=0.0, q=float("inf"))  # f32 [batch, 5]
     low = b.store("f32", np.array(-np.inf, np.float32))
@@ -109,6 +111,9 @@ def broad_program() -> Program:
     qn = b.op("quantize", n, scale=0.004, zero=0, lo=0, hi=255)
     ends.append(b.op("matmul", qn, qn, a_zero=0, b_zero=0, transpose_b=True))
     ends.append(b.op("attention", qn, qn, qn, q_zero=0, k_zero=0, v_zero=0, factor=0.001, causal=True))
+    spoken = b.op("reshape", n, shape=[1, "length", 1, 5])
+    kept, count = b.store("f32", np.ones((2, 1, 1, 2, 5), np.float32)), b.index([1])
+    ends.append(b.op("past_attention", spoken, spoken, spoken, kept, count, block=0, factor=0.5))
     ends.append(b.op("slice", x, starts=[0, 1, 0, 0], stops=["batch", 3, 4, 4], steps=[1, 1, 2, 2]))
     ends.append(b.op("concat", x, x, axis=1))
     ends.append(b.op("pad", q, pads=[0, 1, 1, 0, 0, 1, 1, 0], value=7))

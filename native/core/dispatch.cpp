@@ -35,6 +35,8 @@ struct Slot;
   void sum_pool(const PoolArgs&);                         \
   void mean_pool(const PoolArgs&);                        \
   void softmax(const SoftmaxArgs&);                       \
+  void dots(const DotsArgs&);                             \
+  void mix(const MixArgs&);                               \
   void probabilities(const ProbabilitiesArgs&);           \
   void layer_norm(const LayerNormArgs&);                  \
   void exp(const UnaryArgs&);                             \
@@ -62,6 +64,7 @@ struct Slot;
   void gemm_codes(const GemmCodesArgs&);                  \
   void gemm_grouped(const GemmGroupedArgs&);              \
   void gemm_bits(const GemmBitsArgs&);                    \
+  void gemm_nibbles(const GemmNibblesArgs&);              \
   void pack(const PackArgs&);                             \
   void interleave(const InterleaveArgs&);                 \
   void bit_gemm(const BitGemmArgs&);                      \

@@ -109,6 +109,34 @@ struct SoftmaxArgs {  // y = softmax(x), one row; in place allowed
 };
 using SoftmaxFn = void (*)(const SoftmaxArgs&);
 
+// Attention of few rows over keys and values as they lie in memory.
+struct DotsArgs {  // y[i][j] = factor * sum_k x[i][k] * keys[j][k], summed in 16 lanes
+  const float* x;
+  int64_t x_row;
+  const float* keys;
+  int64_t key_row;
+  float* y;
+  int64_t y_row;
+  int m;
+  int64_t n;
+  int width;
+  float factor;
+};
+using DotsFn = void (*)(const DotsArgs&);
+
+struct MixArgs {  // y[i][k] += sum_j p[i][j] * values[j][k], j ascending
+  const float* p;
+  int64_t p_row;
+  const float* values;
+  int64_t value_row;
+  float* y;
+  int64_t y_row;
+  int m;
+  int64_t n;
+  int width;
+};
+using MixFn = void (*)(const MixArgs&);
+
 struct ProbabilitiesArgs {  // attention: s = float(acc) * factor (+ mask), e = exp(s - max), p = rint(e * (255 / sum e))
   const int32_t* acc;  // [rows][acc_row]
   int64_t acc_row;

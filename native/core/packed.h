@@ -29,4 +29,32 @@ struct GemmBitsArgs {
 };
 using GemmBitsFn = void (*)(const GemmBitsArgs&);
 
+// Weights of 4 bits with one scale per group that stay packed; what is computed is what GemmGroupedArgs says.
+// Packed: panels of 64 columns; in a panel, group after group: for each quad of 4 along K two vectors [16 columns][4] of
+// bytes, whose low and high nibbles are the codes + 8 of blocks 0 and 1, then of blocks 2 and 3; then the 64 scales.
+struct GemmNibblesArgs {
+  const uint8_t* a = nullptr;     // row m at a + m * lda
+  int64_t lda = 0;
+  int m = 0, groups = 1, group_len = 0;  // group_len: a multiple of 4
+  int scale_bytes = 2;            // float16, or 4: float32
+  const uint8_t* b = nullptr;     // first panel of this call
+  int64_t b_panel = 0;            // bytes from one panel to the next
+  int n = 0;
+  const int32_t* row_zero = nullptr;  // [m], or one number where row_step is 0
+  const float* row_scale = nullptr;
+  int row_step = 1;
+  const float* bias = nullptr;    // whole blocks of 16 columns, or null
+  float* c = nullptr;             // row m at c + m * ldc
+  int64_t ldc = 0;
+  void* scratch = nullptr;        // nibbles_scratch(groups, group_len) bytes, aligned to 64
+};
+using GemmNibblesFn = void (*)(const GemmNibblesArgs&);
+
+constexpr int kFewNibbleRows = 8;  // more are multiplied with a panel's codes as bytes
+
+// A panel's codes as bytes, its scales as float32 and the sums of its groups, or sums of a few rows' activations.
+inline int64_t nibbles_scratch(int64_t groups, int64_t group_len) {
+  return groups * (group_len * 64 + 2 * 64 * 4) + (groups * 4 * kFewNibbleRows + 63) / 64 * 64;
+}
+
 }  // namespace pw

@@ -59,6 +59,8 @@ pw_model* pw_model_create(void) { return new pw_model; }
 void pw_model_free(pw_model* m) { delete m; }
 int64_t pw_model_packed_bytes(const pw_model* m) { return m->model.packed_bytes(); }
 
+void pw_model_mapped(pw_model* m, const void* start, int64_t bytes) { m->model.mapped(start, bytes); }
+
 int pw_model_constant(pw_model* m, int dtype, int rank, const int64_t* dims, const void* data) {
   return guarded([&] {
     require(dtype >= 0 && dtype <= PW_BOOL, "unknown dtype");

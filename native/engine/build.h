@@ -51,6 +51,7 @@ void build_linear_grouped(Builder&, int op);
 void build_unpack(Builder&, int op);
 void build_matmul(Builder&, int op);
 void build_attention(Builder&, int op);
+void build_past_attention(Builder&, int op);
 void build_conv_f32(Builder&, int op);
 void build_linear_f32(Builder&, int op);    // linear_w too
 void build_matmul_f32(Builder&, int op);

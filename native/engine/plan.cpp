@@ -56,6 +56,21 @@ bool Slab::take(int64_t bytes, Buffer& into) {
   return true;
 }
 
+void Model::mapped(const void* start, int64_t bytes) {
+  mapped_ = static_cast<const char*>(start);
+  mapped_end_ = mapped_ + bytes;
+}
+
+void Model::let_go(const Constant& c) const {
+#if defined(__linux__)
+  const auto whole = [](const void* p, uintptr_t add) { return (reinterpret_cast<uintptr_t>(p) + add) & ~uintptr_t(4095); };
+  const char *begin = static_cast<const char*>(c.data), *end = begin + c.count() * dtype_size(c.dtype);
+  if (begin < mapped_ || end > mapped_end_) return;
+  const uintptr_t first = whole(begin, 4095), last = whole(end, 0);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+#endif
+}
+
 int64_t Model::small_bytes() const {
   int64_t sum = 0;
   for (const Constant& c : constants) {

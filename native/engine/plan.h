@@ -98,6 +98,9 @@ class Model {
     return slot;
   }
   int64_t packed_bytes() const { return bytes_; }
+  void mapped(const void* start, int64_t bytes);
+  // Its packed form is what will be read: of a mapped file's memory, lets the system have it back.
+  void let_go(const Constant& c) const;
   // Memory for a run of any plan: the smallest idle block that is large enough, else a new one in place of an idle one,
   // so that there are never more blocks than there were runs at once.
   Buffer borrow(int64_t bytes);
@@ -109,6 +112,7 @@ class Model {
   std::map<std::string, std::shared_ptr<Packed>> cache_;
   Slab slab_;
   int64_t small_ = -1;
+  const char *mapped_ = nullptr, *mapped_end_ = nullptr;
   int64_t small_bytes() const;
   std::atomic<int64_t> bytes_{0};
 };

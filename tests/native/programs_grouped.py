@@ -11,12 +11,24 @@ from pennyweight.program.ir import Program
 
 
 def grouped_case(
-    m, n, groups, size, *, bits=4, per_token=True, bias=True, extreme=False, shared=False, one_sign=False
+    m,
+    n,
+    groups,
+    size,
+    *,
+    bits=4,
+    per_token=True,
+    bias=True,
+    extreme=False,
+    shared=False,
+    one_sign=False,
+    half=False,
+    stored_half=False,
 ):
     k = groups * size
     case = Case(
         f"grouped m={m} n={n} groups={groups}x{size} bits={bits}{' token' * per_token}"
-        f"{' bias' * bias}{' extreme' * extreme}{' shared' * shared}{' one sign' * one_sign}"
+        f"{' bias' * bias}{' extreme' * extreme}{' shared' * shared}{' one sign' * one_sign}{' half' * half}{' stored' * stored_half}"
     )
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     codes = case.rng.integers(low, high, (n, k), endpoint=True)
@@ -30,7 +42,12 @@ def grouped_case(
         weight = case.constant(pairs.astype(np.uint8), "u4")
     else:
         weight = case.constant(codes.astype(np.int8))
-    scale = case.constant(case.rng.uniform(0.001, 0.1, (1 if shared else n, groups)).astype(F32))
+    scales = case.rng.uniform(0.001, 0.1, (1 if shared else n, groups)).astype(F32)
+    if half:  # float16 of both signs, smallest, subnormal and largest ones
+        scales = scales * case.rng.choice(np.array([-1, 1, 1e-3, -1e-5, 5e-4]), scales.shape)
+        scales.flat[: min(3, scales.size)] = np.array([2.0**-24, 65504, -(2.0**-14)])[: scales.size]
+        scales = scales.astype(np.float16).astype(F32)
+    scale = case.constant(scales.astype(np.float16), "f16") if stored_half else case.constant(scales)
     x = case.floats(*m, k) if isinstance(m, tuple) else case.floats(m, k)
     if extreme:  # every code 255 of a row whose zero point is 0, or 0 of one whose zero point is 255
         case.inputs[x][:] = np.where(np.arange(m)[:, None] % 2, F32(-3), F32(3))
@@ -69,4 +86,21 @@ def grouped() -> Iterator[tuple[Case, Program]]:
     for size in (512, 576, 4096):  # sums of products that a float holds, and larger ones
         yield grouped_case(16, 20, 1, size, bits=8, one_sign=True)
     yield grouped_case(16, 20, 1, 32768, one_sign=True)
+    for m in (1, 2, 3, 4, 5, 8, 9, 21):
+        yield grouped_case(m, 131, 9, 32, half=True, bias=m % 2 == 1)
+    for m, n, groups, size in (
+        (1, 64, 3, 4),
+        (2, 31, 1, 2052),
+        (7, 97, 2, 36),
+        (1, 300, 40, 64),
+        (12, 65, 1, 2048),
+    ):
+        yield grouped_case(m, n, groups, size, half=True)
+    yield grouped_case(5, 70, 2, 2100, half=True, one_sign=True)  # sums of codes beyond 16 bits
+    yield grouped_case(4, 70, 2, 128, half=True, extreme=True)
+    yield grouped_case(7, 70, 3, 64, half=True, per_token=False)
+    for bits in (4, 8):
+        yield grouped_case(5, 70, 3, 32, bits=bits, half=True, stored_half=True)
+    yield grouped_case(5, 70, 3, 7, half=True, stored_half=True, shared=True)
+    yield grouped_case(400, 130, 2, 32, half=True)  # rows in several pieces
     yield grouped_case(31, 200, 17, 32)  # columns among threads, groups in several passes

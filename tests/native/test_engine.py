@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import programs
 import programs_real
+from programs_decoding import past
 from programs_shifts import level_products
 
 from pennyweight.program.interpret import interpret
@@ -23,7 +24,9 @@ ISAS = library.supported_isas()
 CASES = {c.name: (c, p) for family in (*programs.EXACT, programs_real.conversions) for c, p in family()}
 ROUNDED = {c.name: (c, p) for c, p in programs_real.roundings()}
 INEXACT = {
-    c.name: (c, p) for family in (programs.inexact, programs_real.reals, level_products) for c, p in family()
+    c.name: (c, p)
+    for family in (programs.inexact, programs_real.reals, level_products, past)
+    for c, p in family()
 }
 
 
@@ -69,7 +72,7 @@ def test_close(name):
                 got[key],
                 value,
                 rtol=2e-5,
-                atol=2e-5 * max(1.0, float(np.abs(value).max())),
+                atol=2e-5 * max(1.0, float(np.abs(value).max(initial=0))),
                 err_msg=f"{key} {isa}",
             )
 
@@ -111,6 +114,7 @@ def test_every_kernel_runs():
         "epilogue",
         "minmax",
         "probabilities",
+        "mix",
         "lstm",
         "gru",
         "pack",

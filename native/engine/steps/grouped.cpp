@@ -1,8 +1,8 @@
 // Linear layers on codes ranged at run time, whose weights have one scale per group of inputs.
 #include <algorithm>
 
-#include "engine/build.h"
-#include "engine/steps/product.h"
+#include "core/functions.h"
+#include "engine/steps/grouped.h"
 
 namespace pw {
 namespace {
@@ -81,6 +81,22 @@ void share(GroupedStep& s, int threads) {
 
 }  // namespace
 
+std::vector<float> scales_f32(const Constant& c) {
+  const auto* stored = static_cast<const float*>(c.data);
+  if (c.dtype != PW_F16) return {stored, stored + c.count()};
+  std::vector<float> out(size_t(c.count()));
+  for (size_t i = 0; i < out.size(); ++i) out[i] = fn::half_to_float(static_cast<const uint16_t*>(c.data)[i]);
+  return out;
+}
+
+int grouped_rows(Builder& b, const OpNode& op) {
+  const Plan& plan = b.plan;
+  const std::vector<int64_t> none(size_t(plan.values[op.in[0]].rank()), 0);
+  const int x = b.readable(op.in[0], none, none, 0);
+  require(plan.values[x].dense() && plan.values[op.out[0]].dense(), "a linear layer reads and writes dense rows");
+  return x;
+}
+
 void build_linear_grouped(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode op = plan.ops[number];
@@ -88,19 +104,18 @@ void build_linear_grouped(Builder& b, int number) {
   const int64_t n = codes.dims[0], k = op.integer("n"), groups = scale.dims[1];
   const int64_t m = plan.values[op.in[0]].count() / k;
   if (m == 0 || n == 0) return;
-  const int bits = int(op.integer("bits")), rank = plan.values[op.in[0]].rank();
+  if (build_linear_nibbles(b, op)) return;
+  const int bits = int(op.integer("bits"));
   auto step = std::make_unique<GroupedStep>();
-  const std::vector<int64_t> none(size_t(rank), 0);
-  step->x = b.readable(op.in[0], none, none, 0);
-  require(plan.values[step->x].dense() && plan.values[op.out[0]].dense(), "a linear layer reads and writes dense rows");
+  step->x = grouped_rows(b, op);
   const std::string key = std::to_string(plan.values[op.in[1]].index) + ":grouped:" + std::to_string(groups);
   step->packed = plan.model->packed(key, [&] { return pack_groups(codes, bits, n, k, groups); });
   step->n_pad = (n + 63) / 64 * 64;
   step->scale.assign(size_t(groups * step->n_pad), 0.0f);
-  const float* stored = static_cast<const float*>(scale.data);
+  const std::vector<float> stored = scales_f32(scale);
   for (int64_t j = 0; j < n; ++j)
     for (int64_t g = 0; g < groups; ++g)
-      step->scale[size_t(g * step->n_pad + j)] = stored[(scale.dims[0] == 1 ? 0 : j) * groups + g];
+      step->scale[size_t(g * step->n_pad + j)] = stored[size_t((scale.dims[0] == 1 ? 0 : j) * groups + g)];
   if (op.input(5) >= 0) step->bias = columns_f32(plan, op.in[5], n);
   step->fn = plan.kernels->gemm_grouped;
   step->kernel = plan.kernels->row[k_gemm_grouped]->symbol;

@@ -105,6 +105,75 @@ void minmax(const MinMaxArgs& a) {
   *a.hi = greatest(hi);
 }
 
+namespace {
+
+// R rows and four keys at a time: their sums do not wait for each other.
+template <int R>
+void dots_of(const DotsArgs& a, int row) {
+  const float* x = a.x + row * a.x_row;
+  float* y = a.y + row * a.y_row;
+  const auto key_dots = [&](int64_t j, auto keys) {
+    constexpr int kKeys = decltype(keys)::value;
+    V sum[R][kKeys];
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < kKeys; ++c) sum[r][c] = set1(0.0f);
+    each(a.width, [&](int64_t k, int count) {
+      V key[kKeys];
+      for (int c = 0; c < kKeys; ++c) key[c] = load(a.keys + (j + c) * a.key_row + k, count, 0.0f);
+      for (int r = 0; r < R; ++r) {
+        const V v = load(x + r * a.x_row + k, count, 0.0f);
+        for (int c = 0; c < kKeys; ++c) sum[r][c] = sum[r][c] + v * key[c];
+      }
+    });
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < kKeys; ++c) y[r * a.y_row + j + c] = total(sum[r][c]) * a.factor;
+  };
+  int64_t j = 0;
+  for (; j + 4 <= a.n; j += 4) key_dots(j, std::integral_constant<int, 4>());
+  for (; j < a.n; ++j) key_dots(j, std::integral_constant<int, 1>());
+}
+
+// R rows, up to C times 16 numbers of each.
+template <int R, int C>
+void mix_of(const MixArgs& a, int row, int64_t first, int width) {
+  const float *p = a.p + row * a.p_row, *values = a.values + first;
+  float* y = a.y + row * a.y_row + first;
+  V sum[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sum[r][c] = load(y + r * a.y_row + 16 * c, width - 16 * c, 0.0f);
+  for (int64_t j = 0; j < a.n; ++j) {
+    V value[C];
+    for (int c = 0; c < C; ++c) value[c] = load(values + j * a.value_row + 16 * c, width - 16 * c, 0.0f);
+    for (int r = 0; r < R; ++r) {
+      const V share = set1(p[r * a.p_row + j]);
+      for (int c = 0; c < C; ++c) sum[r][c] = sum[r][c] + share * value[c];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) store(y + r * a.y_row + 16 * c, width - 16 * c, sum[r][c]);
+}
+
+template <int R>
+void mix_rows(const MixArgs& a, int row) {
+  int64_t k = 0;
+  for (; k + 64 <= a.width; k += 64) mix_of<R, 4>(a, row, k, 64);
+  for (; k < a.width; k += 16) mix_of<R, 1>(a, row, k, int(a.width - k));
+}
+
+}  // namespace
+
+void dots(const DotsArgs& a) {
+  int i = 0;
+  for (; i + 4 <= a.m; i += 4) dots_of<4>(a, i);
+  for (; i < a.m; ++i) dots_of<1>(a, i);
+}
+
+void mix(const MixArgs& a) {
+  int i = 0;
+  for (; i + 4 <= a.m; i += 4) mix_rows<4>(a, i);
+  for (; i < a.m; ++i) mix_rows<1>(a, i);
+}
+
 void softmax(const SoftmaxArgs& a) {
   V best = set1(-INFINITY);
   each(a.n, [&](int64_t i, int count) { best = maximum(load(a.x + i, count, -INFINITY), best); });

@@ -85,6 +85,23 @@ void mean_pool(const PoolArgs& a) {
   }
 }
 
+void dots(const DotsArgs& a) {
+  for (int i = 0; i < a.m; ++i)
+    for (int64_t j = 0; j < a.n; ++j) {
+      const float *x = a.x + i * a.x_row, *key = a.keys + j * a.key_row;
+      float lanes[16] = {};
+      for (int k = 0; k < a.width; ++k) lanes[k % 16] = lanes[k % 16] + x[k] * key[k];
+      a.y[i * a.y_row + j] = fn::lanes_total(lanes) * a.factor;
+    }
+}
+
+void mix(const MixArgs& a) {
+  for (int i = 0; i < a.m; ++i)
+    for (int64_t j = 0; j < a.n; ++j)
+      for (int k = 0; k < a.width; ++k)
+        a.y[i * a.y_row + k] = a.y[i * a.y_row + k] + a.p[i * a.p_row + j] * a.values[j * a.value_row + k];
+}
+
 void softmax(const SoftmaxArgs& a) {
   float best = -INFINITY;
   for (int i = 0; i < a.n; ++i) best = fn::maximum(a.x[i], best);

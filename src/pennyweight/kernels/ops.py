@@ -37,6 +37,7 @@ SCHEMAS = {
     "matmul": "(Tensor a, Tensor b, Tensor a_scale, Tensor a_zero, Tensor b_scale, Tensor b_zero) -> Tensor",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float factor, Tensor q_scale, "
     "Tensor q_zero, Tensor k_scale, Tensor k_zero, Tensor v_scale, Tensor v_zero) -> Tensor",
+    "past_attention": "(Tensor q, Tensor k, Tensor v, Tensor past, Tensor count, int block, float factor) -> Tensor",
     "embedding": "(Tensor ids, Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
     "decode": "(Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
     "decode_levels": "(Tensor codes, Tensor levels, Tensor scale, int bits, int n) -> Tensor",
@@ -99,6 +100,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "conv_levels": _fake_conv,
     "matmul": _fake_matmul,
     "attention": lambda q, k, v, *a: q.new_empty([*q.shape[:-1], v.shape[-1]]),
+    "past_attention": lambda q, *a: torch.empty_like(q),
     "embedding": lambda ids, codes, scale, zero, bits, n: scale.new_empty([*ids.shape, n]),
     "decode": lambda codes, scale, zero, bits, n: scale.new_empty([codes.shape[0], n]),
     "decode_levels": lambda codes, levels, scale, bits, n: scale.new_empty([codes.shape[0], n]),

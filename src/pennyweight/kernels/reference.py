@@ -119,6 +119,21 @@ def linear_grouped(
     return y if bias is None else y + bias
 
 
+def past_attention(
+    q: Tensor, k: Tensor, v: Tensor, past: Tensor, count: Tensor, block: int, factor: float
+) -> Tensor:
+    """Attention over `count` earlier tokens and those of the new ones that are not later; see the op of programs.
+
+    Shapes: q [1, n, H, W], k and v [1, n, G, W], past [2, blocks, G, places, W], count [1] -> [1, n, H, W].
+    """
+    n, places = q.shape[1], past.shape[3]
+    keys, values = (torch.cat([past[i, block][None], new.transpose(1, 2)], 2) for i, new in ((0, k), (1, v)))
+    order = torch.arange(n)
+    seen = torch.cat([(torch.arange(places) < count).expand(n, places), order[None] <= order[:, None]], 1)
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, seen, scale=factor, enable_gqa=True)
+    return y.transpose(1, 2)
+
+
 def linear_weight(
     x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int, n: int
 ) -> Tensor:

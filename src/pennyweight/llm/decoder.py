@@ -1,9 +1,9 @@
 """A language model as one program that takes tokens and what it has seen before: keys and values of every block.
 
-    ids    i64 [1, n]                        the tokens to come
-    past   f32 [p, 2, blocks, heads, width]  keys and values of tokens before, then room that no query sees
-    count  i64 [1]                           how many tokens there were before, at most p
-    ->  logits f32 [1, vocabulary] of the last token,  new f32 [n, 2, blocks, heads, width]
+    ids    i64 [1, n]                             the tokens to come
+    past   f32 [2, blocks, heads, places, width]  keys and values of tokens before, then room that no query sees
+    count  i64 [1]                                how many tokens there were before, at most `places`
+    ->  logits f32 [1, vocabulary] of the last token,  new f32 [2, blocks, n, heads, width]
 
 The room lets a caller grow `past` in strides, so that sizes seldom change.
 """
@@ -20,8 +20,42 @@ from pennyweight.llm.skeleton import transformers
 from pennyweight.program.ir import Program
 from pennyweight.program.lower.driver import lower
 
-EXAMPLE = (3, 5)  # tokens to come and entries before, in what the exporter sees
-FAR = -1e9  # of a score: its exponential is zero
+EXAMPLE = (3, 5)  # tokens to come and places before, in what the exporter sees
+ATTENTION = "pennyweight_past"  # the name under which transformers finds `attend`
+
+
+class Past:
+    """What attention reads and leaves behind in one run of a model."""
+
+    now: Past | None = None  # of the run that is being made
+
+    def __init__(self, past: Tensor, count: Tensor) -> None:
+        self.past, self.count = past, count
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *,
+    scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None, **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention of transformers' models, over `Past.now`; [1, heads, n, width] each -> [1, n, heads, width].
+
+    Raises:
+        LowerError: if the layer does something else than softmax over all tokens before.
+    """
+    run = Past.now
+    assert run is not None, "called outside of a Decoder"
+    window = int(getattr(getattr(module, "config", None), "max_position_embeddings", 0) or 0)
+    if softcap or others.get("s_aux") is not None or (sliding_window and not 0 < window <= sliding_window):
+        raise LowerError("attention with a sliding window, a soft cap or sinks has no program yet",
+                         site=type(module).__name__)  # fmt: skip
+    block = len(run.keys)
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    run.keys.append(key[0])
+    run.values.append(value[0])
+    factor = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    return torch.ops.pennyweight.past_attention(query, key, value, run.past, run.count, block, factor), None
 
 
 class Decoder(nn.Module):
@@ -31,26 +65,23 @@ class Decoder(nn.Module):
         super().__init__()
         self.model = model
         self.blocks, self.heads, self.width = cache_shape(model)
+        transformers().AttentionInterface.register(ATTENTION, attend)
+        model.set_attn_implementation(ATTENTION)
 
     def forward(self, ids: Tensor, past: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """See the module."""
-        n, p = ids.shape[1], past.shape[0]
-        order = torch.arange(n)
-        places = order + count
-        blank = (torch.arange(p) >= count).float().expand(n, p)
-        later = (order[None, :] > order[:, None]).float()
-        mask = (torch.cat([blank, later], 1) * FAR)[None, None]
-        cache = transformers().DynamicCache()
-        before = past.permute(1, 2, 3, 0, 4)  # [2, blocks, heads, p, width]
-        for i in range(self.blocks):
-            cache.update(before[0, i][None], before[1, i][None], i)
-        found = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=places[None], past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        keys = torch.stack([layer.keys[0, :, p:] for layer in found.past_key_values.layers])
-        values = torch.stack([layer.values[0, :, p:] for layer in found.past_key_values.layers])
-        return found.logits[:, -1], torch.stack([keys, values]).permute(3, 0, 1, 2, 4)
+        run = Past.now = Past(past, count)
+        try:
+            found = self.model(
+                input_ids=ids, position_ids=(torch.arange(ids.shape[1]) + count)[None], use_cache=False,
+                logits_to_keep=1,
+            )  # fmt: skip
+        finally:
+            Past.now = None
+        if len(run.keys) != self.blocks:
+            raise LowerError(f"{len(run.keys)} attention layers ran, keys and values are kept of {self.blocks}",
+                             site=type(self.model).__name__)  # fmt: skip
+        return found.logits[:, -1], torch.stack([torch.stack(run.keys), torch.stack(run.values)])
 
 
 def cache_shape(model: Any) -> tuple[int, int, int]:
@@ -74,20 +105,19 @@ def lower_decoder(model: Any, tokenizer: str = "") -> Program:
     """The program of a language model, float or quantized, see the module.
 
     Args:
-        model: from `load`; its attention is set to plain products.
+        model: from `load`; its attention is set to that of programs.
         tokenizer: text of `tokenizer.json`, kept with the program.
 
     Raises:
         LowerError: if the model has no whole-graph form.
     """
-    model.set_attn_implementation("eager")
     decoder = Decoder(model).eval()
     n, p = EXAMPLE
-    past = torch.zeros(p, 2, decoder.blocks, decoder.heads, decoder.width)
-    past[:2] = torch.randn(past[:2].shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    past = torch.zeros(2, decoder.blocks, decoder.heads, p, decoder.width)
+    past[..., :2, :] = torch.randn(past[..., :2, :].shape, generator=torch.Generator().manual_seed(0)) * 0.1
     ids = torch.arange(n)[None] % int(model.config.vocab_size)
     with torch.no_grad():
-        program = lower(decoder, (ids, past, torch.tensor([2])), dynamic={"ids": (1,), "past": (0,)})
+        program = lower(decoder, (ids, past, torch.tensor([2])), dynamic={"ids": (1,), "past": (3,)})
     ends = getattr(model.generation_config, "eos_token_id", None)
     program.meta["decoder"] = {
         "blocks": decoder.blocks, "heads": decoder.heads, "width": decoder.width,

@@ -100,6 +100,7 @@ ATTRIBUTES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "axis": (_whole(0, MAX_RANK), "an axis"),
     "groups": (_whole(1, MAX_ELEMENTS), "a whole number from 1"),
     "bits": (_whole(1, 8), "a whole number from 1 to 8"),
+    "block": (_whole(0, MAX_ELEMENTS), "a whole number"),
     "n": (_whole(0, MAX_ELEMENTS), "a size"),
     "size": (_size, "a size"),
 }  # fmt: skip

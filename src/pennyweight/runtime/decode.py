@@ -13,7 +13,7 @@ from pennyweight.program.ir import Array
 from pennyweight.runtime.session import Session, load
 
 KEY = "decoder"
-STRIDE = 64  # entries by which the room for keys and values grows
+STRIDE = 64  # places for keys and values at first; the room doubles
 
 
 class Decoding:
@@ -36,8 +36,12 @@ class Decoding:
         self.session = session
         self.about: dict[str, Any] = about
         self.window = int(about["window"])
-        self._past = np.zeros((STRIDE, 2, about["blocks"], about["heads"], about["width"]), np.float32)
+        self._past = self._room(STRIDE)
         self.count = 0
+
+    def _room(self, places: int) -> Array:
+        about = self.about
+        return np.zeros((2, about["blocks"], about["heads"], places, about["width"]), np.float32)
 
     def begin(self) -> None:
         """Forget what was said."""
@@ -62,15 +66,12 @@ class Decoding:
             raise InputError(
                 f"{self.count + n} tokens, the model was made for {self.window}", hint="Begin anew."
             )
-        room = max(STRIDE, -(-self.count // STRIDE) * STRIDE)
-        logits, new = self.session.run(given, self._past[:room], np.array([self.count], np.int64))
-        if self.count + n > len(self._past):
-            grown = np.zeros(
-                (2 * (self.count + n) // STRIDE * STRIDE + STRIDE, *self._past.shape[1:]), np.float32
-            )
-            grown[: self.count] = self._past[: self.count]
+        if self.count + n > self._past.shape[3]:
+            grown = self._room(STRIDE << (-(-(self.count + n) // STRIDE) - 1).bit_length())
+            grown[..., : self.count, :] = self._past[..., : self.count, :]
             self._past = grown
-        self._past[self.count : self.count + n] = new
+        logits, new = self.session.run(given, self._past, np.array([self.count], np.int64))
+        self._past[..., self.count : self.count + n, :] = new.transpose(0, 1, 3, 2, 4)
         self.count += n
         found: Array = logits[0]
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import mmap
 import os
 import time
 from _thread import allocate_lock
@@ -20,6 +21,7 @@ from pennyweight.runtime import library as lib
 from pennyweight.runtime.widen import widened
 from pennyweight.runtime.words import Sentences, constant_words
 
+_LARGE = 64 << 20  # bytes of a file whose pages are given back to the system when they have been packed
 PLANS = 64  # sets of input sizes that an engine keeps ready; a plan is small: memory and weights belong to the model
 
 
@@ -32,6 +34,15 @@ def _place(array: Array) -> int:
     """Where it lies (`ctypes.data` says the same after ten times as much Python, all cold after a run)."""
     place: int = array.__array_interface__["data"][0]
     return place
+
+
+def _mapping(array: Array) -> mmap.mmap | None:
+    """The mapped file that an array looks at."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    base = base.obj if isinstance(base, memoryview) else base
+    return base if isinstance(base, mmap.mmap) else None
 
 
 class Plan:
@@ -154,11 +165,20 @@ class Engine:
         places = (c.c_void_p * count)(*[a.ctypes.data for a in self._arrays])
         if self.library.pw_model_constants(self.model, count, words.ctypes.data, words.size, places) < 0:
             raise KernelError(f"the engine refuses a constant: {lib.last_error(self.library)}")
+        self._give_back(self._arrays)
         self.most_plans, self.plans_made = plans, 0
         # least recently used first; the last one found need not be moved
         self._plans: OrderedDict[tuple[tuple[int, ...], ...], Plan] = OrderedDict()
         self._last: Plan | None = None
         self._lock = allocate_lock()
+
+    def _give_back(self, arrays: list[Array]) -> None:
+        """Let the system have the pages of a mapped file again: what packing reads comes back, and goes when packed."""
+        file = next((f for f in map(_mapping, arrays) if f is not None), None)
+        if file is not None and hasattr(mmap, "MADV_DONTNEED") and len(file) > _LARGE:
+            file.madvise(mmap.MADV_DONTNEED)
+            start = np.frombuffer(file, np.uint8, 1)
+            self.library.pw_model_mapped(self.model, _place(start), len(file))
 
     def __del__(self) -> None:
         self._plans, self._last = OrderedDict(), None

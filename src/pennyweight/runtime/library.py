@@ -9,7 +9,7 @@ from typing import Any
 
 from pennyweight.errors import KernelError
 
-ABI = 4
+ABI = 5
 _NAME = "libpennyweight.so"
 
 
@@ -51,6 +51,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pw_kernel_get": (c.c_int, [c.c_int, c.POINTER(KernelRow)]),
     "pw_model_create": (_P, []),
     "pw_model_free": (None, [_P]),
+    "pw_model_mapped": (None, [_P, _P, c.c_int64]),
     "pw_model_constants": (c.c_int, [_P, c.c_int, _P, c.c_int64, c.POINTER(_P)]),
     "pw_model_packed_bytes": (c.c_int64, [_P]),
     "pw_plan_begin": (_P, [_P, c.POINTER(Options)]),

@@ -99,7 +99,10 @@ def conv_codes(
 def _linear_grouped(b: Builder, args: Any, kwargs: Any) -> Value:
     x, codes, scale, bias, per_token, bits, n = args
     q, row, zero = b.emit_all("dynamic_quantize", [b.value(x)], per_token=bool(per_token))
-    operands: list[Value | None] = [q, stored_codes(b, codes, bits), b.value(scale), zero, row]
+    half = b.stored_tensor(scale).half()
+    small = torch.equal(half.float(), b.stored_tensor(scale))  # the file then says every scale in 16 bits
+    scales = b.constant(half, scale.name) if small else b.value(scale)
+    operands: list[Value | None] = [q, stored_codes(b, codes, bits), scales, zero, row]
     operands += [] if bias is None else [b.value(bias)]
     return b.emit("linear_grouped", operands, bits=bits, n=n)
 
@@ -311,6 +314,12 @@ def _attention(b: Builder, args: Any, kwargs: Any) -> Value:
     acc = b.emit("attention", operands, q_zero=zq, k_zero=zk, v_zero=zv, factor=scale, causal=bool(causal))
     m = b.constant(np.asarray([np.float64(sv) / 255.0], np.float32), f"{b.site}.multiplier")
     return b.emit("rescale", [acc, m])
+
+
+@handles("pennyweight.past_attention.default")
+def _past_attention(b: Builder, args: Any, kwargs: Any) -> Value:
+    *operands, block, factor = args
+    return b.emit("past_attention", [b.value(v) for v in operands], block=int(block), factor=float(factor))
 
 
 def float_mask(b: Builder, mask: Value) -> Value:

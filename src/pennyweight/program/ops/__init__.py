@@ -93,6 +93,7 @@ def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 
 # Imported by name, not found by a scan: the runtime must start in milliseconds.
 from pennyweight.program.ops import (  # noqa: E402
+    decoding,
     elementwise,
     grouped,
     integer,
@@ -112,6 +113,7 @@ __all__ = [
     "Definition",
     "array",
     "broadcast",
+    "decoding",
     "define",
     "definitions",
     "elementwise",

@@ -19,7 +19,7 @@ class LinearGrouped:
         y = t * sx + bias
 
     Every step is float32, one rounding each. x u8 [..., n], codes i8 [O, n] or u4 [O, ceil(n / 2)] (low nibble first,
-    two's complement), sw f32 [O or 1, groups], z i32 [..., 1] or [1], sx f32 alike, bias f32 [O] or absent
+    two's complement), sw f32 or f16 [O or 1, groups], z i32 [..., 1] or [1], sx f32 alike, bias f32 [O] or absent
     -> f32 [..., O].
     """
 
@@ -29,7 +29,7 @@ class LinearGrouped:
         x, n = want(types[0], "u8"), attrs["n"]
         rows = codes_shape(types[1], attrs["bits"], n)
         require(len(x) > 0 and x[-1] == n and n > 0, f"x {x} does not fit rows of {n}")
-        check_scales(types[2], None, rows, n)
+        check_scales(types[2], None, rows, n, "f16")
         zero = want(types[3], "i32")
         require(zero in ((1,), (*x[:-1], 1)), f"run-time zero points have shape {zero}")
         require(want(types[4], "f32") == zero, "run-time scales and zero points differ in shape")
@@ -41,7 +41,7 @@ class LinearGrouped:
     def run(x: Operands, a: Attrs) -> list[Array]:
         """See the class."""
         q = array(x[0]).astype(F64) - array(x[3])
-        w, scale = unpacked(x[1], a["bits"], a["n"]).astype(F64), array(x[2])
+        w, scale = unpacked(x[1], a["bits"], a["n"]).astype(F64), real(x[2])
         size = a["n"] // scale.shape[1]
         total = np.zeros((*q.shape[:-1], len(w)), F32)
         for g in range(scale.shape[1]):

@@ -95,9 +95,9 @@ def codes_shape(kind: Any, bits: int, n: int) -> int:
     return shape[0]
 
 
-def check_scales(scale: Any, zero: Any, rows: int, n: int) -> None:
+def check_scales(scale: Any, zero: Any, rows: int, n: int, *dtypes: str) -> None:
     """Check scales [rows or 1, groups] and zero points alike."""
-    shape = want(scale, "f32")
+    shape = want(scale, "f32", *dtypes)
     require(len(shape) == 2 and shape[0] in (1, rows), f"scales {shape} for {rows} rows")
     require(shape[1] > 0 and n % shape[1] == 0, f"{shape[1]} groups do not divide {n}")
     require(zero is None or want(zero, "f32") == shape, "zero points do not fit the scales")
