@@ -280,8 +280,12 @@ class ActivationQuantizer(Quantizer):
 class WeightQuantizer(Quantizer):
     """Rounds a weight in training. Without a learned scale the range is that of the weight as it is.
 
-    scale, zero: float32 buffers, `spec.scale_shape` of the matrix view.
+    Once part of the weight is pinned (`pin`), that part is constant and the rest trains as it is, unrounded, under a
+    range that stays. scale, zero: float32 buffers, `spec.scale_shape` of the matrix view. pinned: float32, of the
+    matrix view, NaN where nothing is pinned; None before.
     """
+
+    pinned: Tensor | None
 
     def __init__(self, spec: QuantSpec, site: str, matrix: Tensor, estimator: Estimator) -> None:
         super().__init__(spec, site)
@@ -291,6 +295,7 @@ class WeightQuantizer(Quantizer):
         shape = spec.scale_shape(tuple(matrix.shape))
         self.register_buffer("scale", torch.ones(shape, device=matrix.device))
         self.register_buffer("zero", torch.zeros(shape, device=matrix.device))
+        self.register_buffer("pinned", None)
         self.estimator: Estimator = estimator
         self.set(estimator.first(estimator.latent(matrix.detach()), spec))
 
@@ -298,6 +303,8 @@ class WeightQuantizer(Quantizer):
         """[rows, columns] to the same, rounded."""
         if not self.active:
             return matrix
+        if self.pinned is not None:
+            return self.where_pinned(matrix, self.pinned)
         count = matrix.numel() // max(self.scale.numel(), 1)
         held = self._held(matrix)
         y = self.estimator.round(matrix, held, self.spec, count)
@@ -307,7 +314,7 @@ class WeightQuantizer(Quantizer):
 
     def _held(self, matrix: Tensor) -> Mapping[str, Tensor]:
         held = dict(self.held())
-        if not self.learned and self.following:
+        if not self.learned and self.following and self.pinned is None:
             params = self.estimator.first(self.estimator.latent(matrix.detach()), self.spec)
             if self.training:
                 self._store(params)
@@ -332,12 +339,32 @@ class WeightQuantizer(Quantizer):
         latent = torch.minimum(torch.maximum(self.estimator.latent(matrix), ends[0]), ends[1])
         return ((rounded.detach() - latent) ** 2).sum()
 
+    def pin(self, matrix: Tensor, where: Tensor) -> None:
+        """Hold the values [rows, columns] where `where` says so at their levels; what is pinned already stays."""
+        if self.pinned is None:  # from now on the range stays
+            self.pinned = torch.full_like(matrix, float("nan"), dtype=torch.float32)
+        levels = self.codes(matrix).dequantize()
+        self.pinned = torch.where(where & torch.isnan(self.pinned), levels, self.pinned)
+
+    @staticmethod
+    def where_pinned(matrix: Tensor, pinned: Tensor) -> Tensor:
+        """The matrix with what is pinned in place; no gradient there."""
+        return torch.where(torch.isnan(pinned), matrix, pinned.to(matrix.dtype))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(f"{prefix}pinned")
+        if saved is not None and self.pinned is None:
+            self.pinned = torch.full_like(saved, float("nan"), device=self.scale.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def codes(self, matrix: Tensor) -> QTensor:
         """The weight as it is converted."""
         held = {k: v.detach() for k, v in self._held(matrix).items()}
         params = self.estimator.params(held, self.spec)
         zero = params.zero if self.spec.zero != "none" else None
         latent = self.estimator.latent(matrix.detach().float())
+        if self.pinned is not None:
+            latent = self.where_pinned(latent, self.pinned)
         return quantize(latent, self.spec, QParams(params.scale.abs().clamp_min(1e-12), zero))
 
     def extra_repr(self) -> str:

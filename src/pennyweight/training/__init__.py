@@ -4,6 +4,7 @@ from pennyweight.training.batch_norm import freeze_batch_norm, reestimate_batch_
 from pennyweight.training.callbacks import lightning_callback, transformers_callback
 from pennyweight.training.distill import distillation_loss
 from pennyweight.training.fit import Fit, fit
+from pennyweight.training.inq import INQSchedule
 from pennyweight.training.oscillation import OscillationFreezing, dampening_loss
 from pennyweight.training.parameters import float_state_dict, parameter_groups
 from pennyweight.training.prepare import prepare
@@ -12,6 +13,7 @@ from pennyweight.training.signs import RPReLU, RSign, SignSchedule, clip_latent_
 
 __all__ = [
     "Fit",
+    "INQSchedule",
     "OscillationFreezing",
     "RPReLU",
     "RSign",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,23 @@ from pennyweight.nn.fake import WeightQuantizer
 from pennyweight.nn.linear import LinearTwin
 from pennyweight.nn.rounding import trained
 from pennyweight.qtensor import per_element
+
+
+def rounded_weights(model: nn.Module) -> Iterator[tuple[Tensor, WeightQuantizer]]:
+    """Weights of linear layers and convolutions, not transposed ones, with their quantizers.
+
+    The matrix view of each is `weight.flatten(1)`.
+    """
+    for twin in model.modules():
+        if isinstance(twin, LinearTwin | ConvTwin) and not getattr(twin, "transposed", False):
+            for name, quantizer in trained(twin).items():
+                yield getattr(twin, name), quantizer
+
+
+def hold(weight: Tensor, where: Tensor, values: Tensor) -> None:
+    """Write values into a weight where it is held; both [rows, columns] of its matrix view."""
+    values = values.to(weight.dtype).reshape(weight.shape)
+    weight.copy_(torch.where(where.reshape(weight.shape), values, weight))
 
 
 def dampening_loss(model: nn.Module) -> Tensor:
@@ -65,13 +83,7 @@ class OscillationFreezing:
 
         Returns the number of frozen weights.
         """
-        frozen = 0
-        for twin in model.modules():
-            if not isinstance(twin, LinearTwin | ConvTwin) or getattr(twin, "transposed", False):
-                continue
-            for name, quantizer in trained(twin).items():
-                frozen += self._track(quantizer, getattr(twin, name), threshold)
-        return frozen
+        return sum(self._track(quantizer, weight, threshold) for weight, quantizer in rounded_weights(model))
 
     def _track(self, quantizer: WeightQuantizer, weight: Tensor, threshold: float) -> int:
         matrix = weight.detach().flatten(1)
@@ -95,6 +107,5 @@ class OscillationFreezing:
         if bool(track.frozen.any()):
             zero = torch.zeros_like(q.scales()) if q.zero is None else q.zero
             scale, zero = (per_element(t, tuple(matrix.shape)) for t in (q.scales(), zero))
-            held = ((track.codes - zero) * scale).to(matrix.dtype).reshape(weight.shape)
-            weight.copy_(torch.where(track.frozen.reshape(weight.shape), held, weight))
+            hold(weight, track.frozen, (track.codes - zero) * scale)
         return int(track.frozen.sum())
