@@ -114,6 +114,11 @@ def broad_program() -> Program:
     spoken = b.op("reshape", n, shape=[1, "length", 1, 5])
     kept, count = b.store("f32", np.ones((2, 1, 1, 2, 5), np.float32)), b.index([1])
     ends.append(b.op("past_attention", spoken, spoken, spoken, kept, count, block=0, factor=0.5))
+    parts = b.op("dynamic_quantize", spoken, results=3, per_token=True)
+    codes_kept, spans = b.u8(2, 1, 1, 2, 5), b.store("f32", np.ones((2, 1, 1, 2, 2), np.float32))
+    ends.append(
+        b.op("past_attention_q", spoken, *parts, *parts, codes_kept, spans, count, block=0, factor=0.5)
+    )
     ends.append(b.op("slice", x, starts=[0, 1, 0, 0], stops=["batch", 3, 4, 4], steps=[1, 1, 2, 2]))
     ends.append(b.op("concat", x, x, axis=1))
     ends.append(b.op("pad", q, pads=[0, 1, 1, 0, 0, 1, 1, 0], value=7))

@@ -46,15 +46,21 @@ struct GemmNibblesArgs {
   const float* bias = nullptr;    // whole blocks of 16 columns, or null
   float* c = nullptr;             // row m at c + m * ldc
   int64_t ldc = 0;
-  void* scratch = nullptr;        // nibbles_scratch(groups, group_len) bytes, aligned to 64
+  void* scratch = nullptr;        // nibbles_scratch(m, groups, group_len) bytes, aligned to 64
 };
 using GemmNibblesFn = void (*)(const GemmNibblesArgs&);
 
 constexpr int kFewNibbleRows = 8;  // more are multiplied with a panel's codes as bytes
 
-// A panel's codes as bytes, its scales as float32 and the sums of its groups, or sums of a few rows' activations.
-inline int64_t nibbles_scratch(int64_t groups, int64_t group_len) {
-  return groups * (group_len * 64 + 2 * 64 * 4) + (groups * 4 * kFewNibbleRows + 63) / 64 * 64;
+// Numbers of a byte that add up to minus the sum of a group's weights, in fours.
+inline int nibbles_extra(int64_t group_len) { return int((8 * group_len + 126) / 127 + 3) / 4 * 4; }
+
+// A panel's codes as bytes, its scales and what belongs to the sums of its groups; rows of activations and float sums; or
+// sums of a few rows' activations.
+inline int64_t nibbles_scratch(int64_t m, int64_t groups, int64_t group_len) {
+  const int64_t rows = (m + 15) / 16 * 16, bytes = group_len + nibbles_extra(group_len);
+  const int64_t many = groups * (bytes * 64 + 2 * 64 * 4) + rows * (groups * bytes + 256);
+  return (m > kFewNibbleRows ? many : groups * 4 * kFewNibbleRows) + 4 * 64;
 }
 
 }  // namespace pw

@@ -20,6 +20,7 @@ const Entry kBuilders[] = {
     {"matmul", build_matmul},
     {"attention", build_attention},
     {"past_attention", build_past_attention},
+    {"past_attention_q", build_past_attention},
     {"conv_f32", build_conv_f32},
     {"linear_f32", build_linear_f32},
     {"matmul_f32", build_matmul_f32},

@@ -51,7 +51,7 @@ void build_linear_grouped(Builder&, int op);
 void build_unpack(Builder&, int op);
 void build_matmul(Builder&, int op);
 void build_attention(Builder&, int op);
-void build_past_attention(Builder&, int op);
+void build_past_attention(Builder&, int op);  // past_attention_q too
 void build_conv_f32(Builder&, int op);
 void build_linear_f32(Builder&, int op);    // linear_w too
 void build_matmul_f32(Builder&, int op);

@@ -25,6 +25,29 @@ def past_case(n, heads, groups, width, places, count, *, blocks=2, block=1):
     return case, case.program(case.op("past_attention", [q, k, v, kept, seen], block=block, factor=0.3))
 
 
+def rounded_case(n, heads, groups, width, places, count):
+    case = Case(f"past codes n={n} heads={heads}/{groups}x{width} places={places} count={count}")
+    q, k, v = (
+        case.floats(1, n, heads, width),
+        case.floats(1, n, groups, width),
+        case.floats(1, n, groups, width),
+    )
+    kept = case.codes(2, 2, groups, places, width)
+    ranges = np.stack(
+        [
+            case.rng.uniform(0.01, 0.02, (2, 2, groups, places)),
+            case.rng.integers(0, 256, (2, 2, groups, places)),
+        ],
+        -1,
+    )
+    ranges[..., count:, :] = np.nan  # what nobody may read
+    parts = [case.op("dynamic_quantize", [x], 3, per_token=True) for x in (k, v)]
+    operands = [q, *(p for c, s, z in parts for p in (c, s, z)), kept, case.input(ranges.astype(np.float32))]
+    return case, case.program(
+        case.op("past_attention_q", [*operands, case.input(np.array([count]))], block=1, factor=0.3)
+    )
+
+
 def past() -> Iterator[tuple[Case, Program]]:
     for n in (1, 2, 3, 4, 5, 17, 64, 70):
         yield past_case(n, 6, 2, 24, 9, 7)
@@ -39,3 +62,7 @@ def past() -> Iterator[tuple[Case, Program]]:
     yield past_case(1, 32, 8, 64, 128, 100)  # heads among threads
     yield past_case(33, 8, 4, 32, 64, 50)
     yield past_case(0, 2, 2, 8, 4, 2)
+    for n in (1, 3, 5, 70):
+        yield rounded_case(n, 6, 2, 24, 9, 7)
+    yield rounded_case(1, 16, 4, 64, 70, 70)
+    yield rounded_case(9, 4, 4, 16, 12, 0)

@@ -9,7 +9,7 @@
 namespace pw {
 namespace {
 
-constexpr int64_t kRows = 192;  // whose activations stay in the second cache beside a panel
+constexpr int64_t kRows = 128;  // whose activations stay in the second cache beside a panel
 
 struct NibblesStep : Step {
   GemmNibblesFn fn;
@@ -140,7 +140,7 @@ bool build_linear_nibbles(Builder& b, const OpNode& op) {
   const auto [parts, pieces] = parts_of(plan.threads, step->macs, 50000, m > 4 ? 100e3 : 30e3);
   step->columns = cut(n, parts, pieces, 64, 64);
   step->tasks = step->rows.tasks() * step->columns.tasks();
-  step->scratch = nibbles_scratch(groups, length);
+  step->scratch = nibbles_scratch(step->rows.part, groups, length);
   step->reads = {step->x, step->zero, step->row};
   step->writes = {step->y};
   b.add(std::move(step));

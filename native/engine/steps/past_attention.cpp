@@ -18,20 +18,19 @@ int64_t padded(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 struct PastAttentionStep : Step {
   const Kernels* kernels;
   int q, k, v, past, count, y;
+  // Where keys (0) and values (1) are codes: scales and zero points of the new ones, and both of those kept.
+  int scale[2] = {-1, -1}, zero[2] = {-1, -1}, ranges = -1;
   int64_t tokens, heads, groups, width, places, blocks, block;
   float factor;
 
   int64_t times() const { return heads / groups; }
   int64_t most() const { return places + tokens; }  // keys
   int64_t line() const { return padded(most(), 16); }
-
-  // Kept keys (0) or values (1) of a head.
-  const float* kept(const Run& r, int which, int64_t group) const {
-    return r.at<float>(past) + ((which * blocks + block) * groups + group) * places * width;
-  }
+  bool coded() const { return ranges >= 0; }
+  int64_t first_kept(int which, int64_t group) const { return ((which * blocks + block) * groups + group) * places; }
 
   struct Space {
-    float *scores, *joined, *keys, *values;
+    float *scores, *joined[2], *keys, *values;
     int64_t *at, *score_at, *y_at;
   };
   int64_t layout(char* base, Space* s) const {
@@ -42,9 +41,9 @@ struct PastAttentionStep : Step {
       return p;
     };
     const bool many = tokens > kFewTokens;
-    s->scores = reinterpret_cast<float*>(take((many ? kRows : tokens * times()) * line() * 4));
+    s->scores = reinterpret_cast<float*>(take((many ? kRows : times()) * line() * 4));
+    for (float*& each : s->joined) each = many || coded() ? reinterpret_cast<float*>(take(most() * width * 4)) : nullptr;
     if (!many) return used;
-    s->joined = reinterpret_cast<float*>(take(most() * width * 4));
     s->keys = reinterpret_cast<float*>(take(line() * width * 4 + kSlack));
     s->values = reinterpret_cast<float*>(take(most() * padded(width, 16) * 4 + kSlack));
     for (int64_t** each : {&s->at, &s->score_at, &s->y_at}) *each = reinterpret_cast<int64_t*>(take(kRows * 8));
@@ -59,35 +58,59 @@ struct PastAttentionStep : Step {
     }
     Space s;
     layout(r.scratch(thread), &s);
-    for (int64_t group = groups * task / tasks; group < groups * (task + 1) / tasks; ++group)
+    for (int64_t group = groups * task / tasks; group < groups * (task + 1) / tasks; ++group) {
+      for (int which = 0; which < 2 && s.joined[0]; ++which) join(r, which, group, seen, s.joined[which]);
       tokens > kFewTokens ? many(r, s, group, seen) : few(r, s, group, seen);
+    }
+  }
+
+  // Kept and new rows of a head as floats, one behind the other.
+  void join(const Run& r, int which, int64_t group, int64_t seen, float* to) const {
+    const int64_t kept = first_kept(which, group);
+    if (!coded()) {
+      std::memcpy(to, r.at<float>(past) + kept * width, size_t(seen * width * 4));
+      const float* from = r.at<float>(which ? v : k) + group * width;
+      for (int64_t i = 0; i < tokens; ++i)
+        std::memcpy(to + (seen + i) * width, from + i * groups * width, size_t(width * 4));
+      return;
+    }
+    const float* range = r.at<float>(ranges) + kept * 2;
+    for (int64_t i = 0; i < seen; ++i)
+      kernels->dequantize({r.at<uint8_t>(past) + (kept + i) * width, to + i * width, width, range[2 * i], int32_t(range[2 * i + 1])});
+    for (int64_t i = 0; i < tokens; ++i) {
+      const int64_t row = i * groups + group;
+      kernels->dequantize({r.at<uint8_t>(which ? v : k) + row * width, to + (seen + i) * width, width,
+                           r.at<float>(scale[which])[row], r.at<int32_t>(zero[which])[row]});
+    }
+  }
+
+  // Runs of keys or values: those kept, and the new ones.
+  struct Rows {
+    const float *kept, *fresh;
+    int64_t step;  // from one new row to the next
+  };
+  Rows rows_of(const Run& r, const Space& s, int which, int64_t group, int64_t seen) const {
+    if (coded()) return {s.joined[which], s.joined[which] + seen * width, width};
+    return {r.at<float>(past) + first_kept(which, group) * width, r.at<float>(which ? v : k) + group * width, groups * width};
   }
 
   void few(const Run& r, const Space& s, int64_t group, int64_t seen) const {
     const int rows = int(times()), w = int(width);
-    const int64_t step = groups * width;
+    const Rows key = rows_of(r, s, 0, group, seen), value = rows_of(r, s, 1, group, seen);
     for (int64_t i = 0; i < tokens; ++i) {
-      const int64_t n = seen + i + 1, at = (i * heads + group * times()) * width;
-      const float *x = r.at<float>(q) + at, *key = r.at<float>(k) + group * width, *value = r.at<float>(v) + group * width;
+      const int64_t at = (i * heads + group * times()) * width;
+      const float* x = r.at<float>(q) + at;
       float* out = r.at<float>(y) + at;
-      kernels->dots({x, width, kept(r, 0, group), width, s.scores, line(), rows, seen, w, factor});
-      kernels->dots({x, width, key, step, s.scores + seen, line(), rows, i + 1, w, factor});
+      kernels->dots({x, width, key.kept, width, s.scores, line(), rows, seen, w, factor});
+      kernels->dots({x, width, key.fresh, key.step, s.scores + seen, line(), rows, i + 1, w, factor});
       for (int row = 0; row < rows; ++row) {
         float* p = s.scores + row * line();
-        kernels->softmax({p, p, int(n)});
+        kernels->softmax({p, p, int(seen + i + 1)});
       }
       std::fill(out, out + rows * width, 0.0f);
-      kernels->mix({s.scores, line(), kept(r, 1, group), width, out, width, rows, seen, w});
-      kernels->mix({s.scores + seen, line(), value, step, out, width, rows, i + 1, w});
+      kernels->mix({s.scores, line(), value.kept, width, out, width, rows, seen, w});
+      kernels->mix({s.scores + seen, line(), value.fresh, value.step, out, width, rows, i + 1, w});
     }
-  }
-
-  // Kept and new rows of a head, one behind the other.
-  void join(const Run& r, int which, int64_t group, int64_t seen, float* to) const {
-    std::memcpy(to, kept(r, which, group), size_t(seen * width * 4));
-    const float* from = r.at<float>(which ? v : k) + group * width;
-    for (int64_t i = 0; i < tokens; ++i)
-      std::memcpy(to + (seen + i) * width, from + i * groups * width, size_t(width * 4));
   }
 
   void multiply(const float* a, const int64_t* a_at, int64_t m, const float* b, int64_t b_block, int64_t length, int64_t n,
@@ -113,10 +136,8 @@ struct PastAttentionStep : Step {
     keys.n = values.k = all;
     keys.k = values.n = width;
     keys.transposed = true;
-    join(r, 0, group, seen, s.joined);
-    keys.pack(s.joined, s.keys);
-    join(r, 1, group, seen, s.joined);
-    values.pack(s.joined, s.values);
+    keys.pack(s.joined[0], s.keys);
+    values.pack(s.joined[1], s.values);
     for (int64_t first = 0; first < tokens * times(); first += kRows) {  // rows: token after token, all heads of each
       const int64_t rows = std::min(kRows, tokens * times() - first), last = (first + rows - 1) / times();
       const int64_t n = seen + last + 1;  // keys that any of the rows sees
@@ -143,16 +164,27 @@ void build_past_attention(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode op = plan.ops[number];
   auto step = std::make_unique<PastAttentionStep>();
-  for (size_t i = 0; i < 5; ++i) require(plan.values[op.in[i]].dense(), "attention over earlier tokens reads dense tensors");
+  for (int value : op.in) require(plan.values[value].dense(), "attention over earlier tokens reads dense tensors");
   require(plan.values[op.out[0]].dense(), "attention over earlier tokens writes a dense tensor");
-  const std::vector<int64_t>&q = plan.values[op.in[0]].dims, &past = plan.values[op.in[3]].dims;
+  const bool coded = op.kind == "past_attention_q";  // q, k, scale, zero, v, scale, zero, past, ranges, count
   step->kernels = plan.kernels;
   step->q = op.in[0];
   step->k = op.in[1];
-  step->v = op.in[2];
-  step->past = op.in[3];
-  step->count = op.in[4];
+  step->v = op.in[coded ? 4 : 2];
+  step->past = op.in[coded ? 7 : 3];
+  step->count = op.in[coded ? 9 : 4];
   step->y = op.out[0];
+  step->reads = {step->q, step->k, step->v, step->past, step->count};
+  if (coded) {
+    step->ranges = op.in[8];
+    for (int which = 0; which < 2; ++which) {
+      step->scale[which] = op.in[size_t(2 + 3 * which)];
+      step->zero[which] = op.in[size_t(3 + 3 * which)];
+      step->reads.insert(step->reads.end(), {step->scale[which], step->zero[which]});
+    }
+    step->reads.push_back(step->ranges);
+  }
+  const std::vector<int64_t>&q = plan.values[step->q].dims, &past = plan.values[step->past].dims;
   step->tokens = q[1];
   step->heads = q[2];
   step->width = q[3];
@@ -165,13 +197,12 @@ void build_past_attention(Builder& b, int number) {
   PastAttentionStep::Space space;
   step->scratch = step->layout(nullptr, &space);
   step->macs = step->tokens * step->heads * step->most() * step->width * 2;
-  step->bytes = (2 * plan.values[op.in[0]].count() + 2 * plan.values[op.in[1]].count() +
-                 2 * step->groups * step->places * step->width) * 4;
+  step->bytes = 8 * plan.values[step->q].count() +
+                2 * (step->tokens + step->places) * step->groups * step->width * (coded ? 1 : 4);
   step->tasks = plan.threads > 1 && step->macs > 100000 ? int(std::min<int64_t>(step->groups, plan.threads * 4)) : 1;
   step->ops = op.kind;
   step->site = op.site;
   step->kernel = plan.kernels->row[step->tokens > kFewTokens ? k_gemm_f32 : k_dots]->symbol;
-  step->reads = {step->q, step->k, step->v, step->past, step->count};
   step->writes = {step->y};
   b.add(std::move(step));
 }

@@ -158,15 +158,12 @@ void widen(const GemmNibblesArgs& g, const uint8_t* b, const Widened& to) {
 
 }  // namespace
 
-// Rows beyond a few, for a product of this instruction set or a larger one.
-void nibbles_by(const GemmNibblesArgs& g, GemmGroupedFn product) {
+void gemm_nibbles(const GemmNibblesArgs& g) {
   if (g.m <= kFewNibbleRows) return g.scale_bytes == 2 ? few_rows<2>(g) : few_rows<4>(g);
   by_panels(g, [&](const uint8_t* b, const Widened& to) {
     g.scale_bytes == 2 ? widen<2>(g, b, to) : widen<4>(g, b, to);
-  }, product);
+  }, gemm_grouped);
 }
-
-void gemm_nibbles(const GemmNibblesArgs& g) { nibbles_by(g, gemm_grouped); }
 
 }  // namespace pw::avx512
 

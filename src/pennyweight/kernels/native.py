@@ -22,7 +22,16 @@ from pennyweight.runtime import library
 ACTIVATIONS = frozenset({"x", "a", "b", "q", "k", "v", "mask", "h", "c", "ids"})
 # one pass over memory, or float convolutions, which torch does best: nothing to gain
 ON_REFERENCE = frozenset(
-    {"round_to_codes", "embedding", "decode", "decode_levels", "conv_weight", "conv_levels", "past_attention"}
+    {
+        "round_to_codes",
+        "embedding",
+        "decode",
+        "decode_levels",
+        "conv_weight",
+        "conv_levels",
+        "past_attention",
+        "past_attention_rounded",
+    }
 )
 
 _programs: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # first stored tensor -> {key: engine}

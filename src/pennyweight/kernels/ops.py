@@ -38,6 +38,8 @@ SCHEMAS = {
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float factor, Tensor q_scale, "
     "Tensor q_zero, Tensor k_scale, Tensor k_zero, Tensor v_scale, Tensor v_zero) -> Tensor",
     "past_attention": "(Tensor q, Tensor k, Tensor v, Tensor past, Tensor count, int block, float factor) -> Tensor",
+    "past_attention_rounded": "(Tensor q, Tensor k, Tensor v, Tensor past, Tensor ranges, Tensor count, int block, "
+    "float factor) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "embedding": "(Tensor ids, Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
     "decode": "(Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
     "decode_levels": "(Tensor codes, Tensor levels, Tensor scale, int bits, int n) -> Tensor",
@@ -77,6 +79,14 @@ def _fake_matmul(a: Tensor, b: Tensor, *args: Any) -> Tensor:
     return torch.matmul(a, b)
 
 
+def _fake_rounded(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    codes, ranges = (
+        (k.new_empty(k.shape, dtype=torch.uint8) for _ in range(2)),
+        (k.new_empty([*k.shape[:-1], 2]) for _ in range(2)),
+    )
+    return torch.empty_like(q), *codes, *ranges
+
+
 def _fake_lstm(x: Tensor, h: Tensor, c: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty([*x.shape[:2], h.shape[1]]), torch.empty_like(h), torch.empty_like(c)
 
@@ -101,6 +111,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "matmul": _fake_matmul,
     "attention": lambda q, k, v, *a: q.new_empty([*q.shape[:-1], v.shape[-1]]),
     "past_attention": lambda q, *a: torch.empty_like(q),
+    "past_attention_rounded": _fake_rounded,
     "embedding": lambda ids, codes, scale, zero, bits, n: scale.new_empty([*ids.shape, n]),
     "decode": lambda codes, scale, zero, bits, n: scale.new_empty([codes.shape[0], n]),
     "decode_levels": lambda codes, levels, scale, bits, n: scale.new_empty([codes.shape[0], n]),

@@ -134,6 +134,25 @@ def past_attention(
     return y.transpose(1, 2)
 
 
+def past_attention_rounded(
+    q: Tensor, k: Tensor, v: Tensor, past: Tensor, ranges: Tensor, count: Tensor, block: int, factor: float
+) -> tuple[Tensor, ...]:
+    """The same, keys and values being codes of a scale and a zero point for each token and head.
+
+    Shapes: as there, past uint8, ranges [2, blocks, G, places, 2] -> y [1, n, H, W], codes of k and of v uint8
+    [1, n, G, W], their ranges [1, n, G, 2].
+    """
+    kept = (past.float() - ranges[..., 1:]) * ranges[..., :1]
+    rounded, codes, spans = [], [], []
+    for x in (k, v):
+        scale, zero = dynamic_params(x, True)
+        c = to_codes(x, scale, zero)
+        rounded.append((c - zero) * scale)
+        codes.append(c.to(torch.uint8))
+        spans.append(torch.cat([scale, zero.float()], -1))
+    return past_attention(q, rounded[0], rounded[1], kept, count, block, factor), *codes, *spans
+
+
 def linear_weight(
     x: Tensor, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int, n: int
 ) -> Tensor:

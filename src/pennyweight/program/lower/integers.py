@@ -322,6 +322,22 @@ def _past_attention(b: Builder, args: Any, kwargs: Any) -> Value:
     return b.emit("past_attention", [b.value(v) for v in operands], block=int(block), factor=float(factor))
 
 
+@handles("pennyweight.past_attention_rounded.default")
+def _past_attention_rounded(b: Builder, args: Any, kwargs: Any) -> Any:
+    q, k, v, past, ranges, count, block, factor = args
+    parts = [b.emit_all("dynamic_quantize", [b.value(x)], per_token=True) for x in (k, v)]
+    operands = [
+        b.value(q),
+        *(p for c, s, z in parts for p in (c, s, z)),
+        b.value(past),
+        b.value(ranges),
+        b.value(count),
+    ]
+    y = b.emit("past_attention_q", operands, block=int(block), factor=float(factor))
+    spans = [b.emit("concat", [s, b.emit("cast", [z], dtype="f32")], axis=3) for _, s, z in parts]
+    return [y, *(c for c, _, _ in parts), *spans]
+
+
 def float_mask(b: Builder, mask: Value) -> Value:
     """A boolean mask (True: keep) as an additive one; a float mask as it is."""
     if mask.dtype != "bool":
