@@ -168,6 +168,12 @@ class Streams:
     floats: list[Tensor] | None = None
     float_block: nn.Module | None = None
 
+    def whole(self) -> Tensor:
+        """All batches as one tensor, without a copy where they are parts of one."""
+        base = self.batches[0]._base
+        count = sum(len(b) for b in self.batches)
+        return base if base is not None and len(base) == count else torch.cat(self.batches)
+
 
 def observe(block: nn.Module, streams: Streams, groups: list[Group], scheme: Scheme, gram: bool) -> None:
     """Fill the statistics of groups from what their first layers read: extremes, and second moments if wanted.

@@ -14,7 +14,7 @@ from pennyweight.errors import FormatError, InputError, PennyweightError
 from pennyweight.llm.block import round_tokens
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.schemes import Scheme, bits_of
-from pennyweight.llm.skeleton import Skeleton, put
+from pennyweight.llm.skeleton import Skeleton, put, put_module
 from pennyweight.llm.store import Solved
 from pennyweight.llm.targets import readers
 from pennyweight.nn import twins
@@ -82,8 +82,7 @@ def install(model: nn.Module, layers: dict[str, Solved]) -> None:
             new = embedding(name, solved.scheme, solved.weight, old)
         else:
             new = integer_linear(name, solved, old._parameters.get("bias"))
-        parent, _, key = name.rpartition(".")
-        setattr(model.get_submodule(parent), key, new)
+        put_module(model, name, new)
 
 
 def embedding(name: str, scheme: Scheme, q: QTensor, old: nn.Embedding) -> nn.Module:

@@ -222,6 +222,12 @@ def put(module: nn.Module, name: str, tensor: Tensor, site: str) -> None:
     table[key] = nn.Parameter(tensor, requires_grad=False) if key in owner._parameters else tensor
 
 
+def put_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of the one at `path`."""
+    parent, _, key = path.rpartition(".")
+    setattr(model.get_submodule(parent), key, module)
+
+
 def _persistent(module: nn.Module, recurse: bool) -> Iterable[tuple[str, Tensor]]:
     for path, inner in module.named_modules() if recurse else [("", module)]:
         for key, tensor in inner._buffers.items():

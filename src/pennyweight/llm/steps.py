@@ -138,7 +138,7 @@ def _train(
             of[name] = group
     assert streams.floats is not None
     assert streams.float_block is not None
-    targets = [streams.run(streams.float_block, x) for x in streams.floats]
+    targets = torch.cat([streams.run(streams.float_block, x) for x in streams.floats])
     training = Training(run.request.steps, seed=run.request.seed)
     found, before, after = autoround(block, streams, starts, schemes, targets, training)
     run.say("trained", path, loss=after, before=before)

@@ -33,6 +33,8 @@ class Settings:
         drop: share of the values that stay unrounded in training, of inputs and at every activation inside.
         steps, biases: whether the scales of activations, and a shift of every bias, are learned too.
         rounding: "soft" (sigmoids) or "signs" (signed gradients).
+        stretch: whether "signs" learns a factor of the scales of weights too.
+        keep: whether the step of least running error is a candidate beside the last.
     """
 
     iterations: int
@@ -44,6 +46,8 @@ class Settings:
     steps: bool
     biases: bool
     rounding: Literal["soft", "signs"]
+    stretch: bool = False
+    keep: bool = False
 
 
 @dataclass
@@ -57,6 +61,7 @@ class Block:
         target: its results in the float network: samples first, or a list where sizes differ.
         importance: of the squared error of each value, like `target`; None for 1.
         ties: groups of the quantizers of its activations that share a scale; those not to be learned are left out.
+        chunk: samples that are run at once where the error is measured.
     """
 
     unit: Unit
@@ -67,6 +72,7 @@ class Block:
     floats: Samples | None = None
     importance: Tensor | list[Tensor] | None = None
     ties: tuple[tuple[ActivationQuantizer, ...], ...] = ()
+    chunk: int = 64
 
     def error(self, index: Tensor, share: float = 0.0) -> Tensor:
         """Squared error summed over channels, averaged over samples and places."""
@@ -89,7 +95,7 @@ class Block:
     def measured(self) -> float:
         """The error of the weights as solved, over the first samples."""
         count = min(self.samples.count, CHECKED)
-        size = 1 if self.samples.ragged else 64
+        size = 1 if self.samples.ragged else self.chunk
         with torch.no_grad():
             parts = [
                 float(self.error(torch.arange(i, min(i + size, count)))) * (min(i + size, count) - i)
@@ -114,14 +120,16 @@ def reconstruct(
     """
     with torch.random.fork_rng(devices=[]), routed(), torch.enable_grad():
         torch.manual_seed(seed)
-        before = block.measured()
+        before = best = block.measured()
         kept = _State.of(block)
-        _learn(block, settings, max(before, 1e-20), tick)
-        after = block.measured()
-        if not after < before:
-            kept.restore()
-            after = before
-    return before, after
+        learner = _Learner(block, settings)
+        for values in learner.run(max(before, 1e-20), tick):
+            learner.settle(values)
+            after = block.measured()
+            if after < best:
+                best, kept = after, _State.of(block)
+        kept.restore()
+    return before, best
 
 
 @dataclass
@@ -143,46 +151,86 @@ class _State:
             quantizer.scale = scale
 
 
-def _learn(block: Block, settings: Settings, unit: float, tick: Callable[[], object]) -> None:
-    kind = SoftRounding if settings.rounding == "soft" else SignRounding
-    learned = [(t, n, kind(w, t.solved[n])) for t, n, w in block.weights if can_soften(t.solved[n])]
-    roundings = [r for _, _, r in learned]
-    shifts = (
-        [_Shift(t) for t in {id(t): t for t, _, _ in learned}.values() if _shiftable(t)]
-        if settings.biases
-        else []
-    )
-    steps = [_Step(group) for group in block.ties] if settings.steps else []
-    beside: list[_Shift | _Step] = [*shifts, *steps]
-    free = [*(r.logits for r in roundings), *(s.free for s in beside)]
-    extra = [{"params": [s.free for s in shifts], "lr": settings.rate}] if shifts else []
-    extra += [{"params": [s.free for s in steps], "lr": 0.1 * settings.rate}] if steps else []
-    signs = settings.rounding == "signs"
-    groups = [] if signs else [{"params": [r.logits for r in roundings], "lr": settings.rate}]
-    optimizer = torch.optim.Adam(groups + extra) if groups + extra else None
-    size = 1 if block.samples.ragged else min(settings.batch, block.samples.count)
-    quantizers = [m for m in block.module.modules() if isinstance(m, ActivationQuantizer)]
-    with _in_place(learned), _dropping(quantizers, settings.drop):
-        for i in range(settings.iterations):
-            for s in beside:
-                s.apply()
-            index = torch.randint(block.samples.count, (size,))
-            loss = block.error(index, settings.drop) / unit
-            power = _power(i / settings.iterations, settings.warmup)
-            if power:
-                loss = loss + settings.pressure * sum(r.undecided(power) for r in roundings) / len(roundings)
-            for p, gradient in zip(free, torch.autograd.grad(loss, free, allow_unused=True), strict=True):
-                p.grad = gradient
-            if signs:
-                _signed_step([r.logits for r in roundings], settings.rate * (1 - i / settings.iterations))
-            if optimizer is not None:
-                optimizer.step()
-            tick()
-    for twin, name, rounding in learned:
-        twin.solved = {**twin.solved, name: rounding.codes()}
-    for s in beside:
-        s.apply()
-        s.settle()
+class _Learner:
+    """What is learned of a block, and the steps."""
+
+    def __init__(self, block: Block, settings: Settings) -> None:
+        self.block, self.settings = block, settings
+        self.signs = settings.rounding == "signs"
+        self.learned = [
+            (t, n, SignRounding(w, t.solved[n], settings.stretch) if self.signs else SoftRounding(w, t.solved[n]))
+            for t, n, w in block.weights
+            if can_soften(t.solved[n])
+        ]
+        twins = {id(t): t for t, _, _ in self.learned}.values()
+        shifts = [_Shift(t) for t in twins if _shiftable(t)] if settings.biases else []
+        steps = [_Step(group) for group in block.ties] if settings.steps else []
+        self.beside: list[_Shift | _Step] = [*shifts, *steps]
+        self.roundings = [r for _, _, r in self.learned]
+        self.free = [*(p for r in self.roundings for p in r.parameters()), *(s.free for s in self.beside)]
+        groups = [
+            {"params": [] if self.signs else [r.logits for r in self.roundings], "lr": settings.rate},
+            {"params": [s.free for s in shifts], "lr": settings.rate},
+            {"params": [s.free for s in steps], "lr": 0.1 * settings.rate},
+        ]
+        groups = [g for g in groups if g["params"]]
+        self.optimizer = torch.optim.Adam(groups) if groups else None
+
+    def run(self, unit: float, tick: Callable[[], object]) -> list[list[Tensor]]:
+        """All steps; returns what is worth a look: the values of `free` at the end, and before at the best step.
+
+        unit: the error that counts as 1.
+        """
+        block, settings = self.block, self.settings
+        size = 1 if block.samples.ragged else min(settings.batch, block.samples.count)
+        quantizers = [m for m in block.module.modules() if isinstance(m, ActivationQuantizer)]
+        least, running, found = math.inf, math.inf, []
+        with _in_place(self.learned), _dropping(quantizers, settings.drop):
+            for i in range(settings.iterations):
+                for s in self.beside:
+                    s.apply()
+                index = torch.randint(block.samples.count, (size,))
+                loss = block.error(index, settings.drop) / unit
+                if settings.keep:
+                    now = float(loss.detach())
+                    running = now if running == math.inf else 0.9 * running + 0.1 * now
+                    if running < least and i > settings.iterations // 4:
+                        least, found = running, [self.values()]
+                power = _power(i / settings.iterations, settings.warmup)
+                if power:
+                    undecided = sum(r.undecided(power) for r in self.roundings) / len(self.roundings)
+                    loss = loss + settings.pressure * undecided
+                gradients = torch.autograd.grad(loss, self.free, allow_unused=True)
+                for p, gradient in zip(self.free, gradients, strict=True):
+                    p.grad = gradient
+                if self.signs:
+                    self._signed_step(settings.rate * (1 - i / settings.iterations))
+                if self.optimizer is not None:
+                    self.optimizer.step()
+                tick()
+        return [*found, self.values()]
+
+    def values(self) -> list[Tensor]:
+        """A copy of what is learned so far."""
+        return [p.detach().clone() for p in self.free]
+
+    def settle(self, values: list[Tensor]) -> None:
+        """Let the block compute with codes of these values."""
+        for p, value in zip(self.free, values, strict=True):
+            p.data.copy_(value)
+        for twin, name, rounding in self.learned:
+            twin.solved = {**twin.solved, name: rounding.codes()}
+        for s in self.beside:
+            s.apply()
+            s.settle()
+
+    def _signed_step(self, rate: float) -> None:
+        with torch.no_grad():
+            for r in self.roundings:
+                assert isinstance(r, SignRounding)
+                for p, low, high in r.signed():
+                    if p.grad is not None:
+                        p.sub_(p.grad.sign(), alpha=rate).clamp_(low, high)
 
 
 def _power(progress: float, warmup: float) -> float:
@@ -190,13 +238,6 @@ def _power(progress: float, warmup: float) -> float:
     if progress < warmup:
         return 0.0
     return 2 + 18 * (1 - (progress - warmup) / max(1 - warmup, 1e-9))
-
-
-def _signed_step(parameters: list[nn.Parameter], rate: float) -> None:
-    with torch.no_grad():
-        for p in parameters:
-            if p.grad is not None:
-                p.sub_(rate * p.grad.sign()).clamp_(-0.5, 0.5)
 
 
 def _shiftable(twin: Any) -> bool:
