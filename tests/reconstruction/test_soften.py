@@ -41,7 +41,8 @@ def test_a_stretch_has_the_gradient_of_a_learned_step(weight):
     want = ((torch.round(steps) - steps) * q.scales()).sum(1, keepdim=True)
     torch.testing.assert_close(rounding.stretch.grad, want, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rounding.logits.grad, q.scales().expand(6, 16))
-    assert [p is rounding.logits for p, _, _ in SignRounding(weight, q).signed()] == [True]
+    plain = SignRounding(weight, q)
+    assert [p is plain.logits for p, _, _ in plain.signed()] == [True]
 
 
 def test_soft_rounding_starts_at_the_weight(weight):

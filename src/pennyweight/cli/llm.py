@@ -64,6 +64,14 @@ def quantize_command(
         bool, typer.Option("--retarget", help="Aim at what the float network would answer.")
     ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps a block, of methods that train.")] = 200,
+    bits: Annotated[
+        float,
+        typer.Option(min=0.0, max=8.0, help="Choose each layer's bits: 2, 3, 4 or 8, so many on average."),
+    ] = 0.0,
+    max_perplexity_loss: Annotated[
+        float,
+        typer.Option(min=0.0, help="Choose each layer's bits: as few as lose so many percent on the text of --verify."),
+    ] = 0.0,
     to: Annotated[str, typer.Option(help="Format of the result.")] = "pennyweight",
     verify: Annotated[
         Path | None,
@@ -98,6 +106,8 @@ def quantize_command(
         events.append(event)
         note(progress_line(event))
 
+    if bits or max_perplexity_loss:
+        request = _mixed(directory, out, request, ids, report, bits, max_perplexity_loss, verify)
     quantize(directory, out, request, ids, report)
     size = (
         sum(f.stat().st_size for f in out.rglob("*") if f.is_file()) if out.is_dir() else out.stat().st_size
@@ -110,12 +120,34 @@ def quantize_command(
     emit({**result, "events": events}, {"": rows}, json)
 
 
+def _mixed(
+    directory: Path, out: Path, request: Any, ids: Any, report: Any, bits: float, percent: float, text: Path | None
+) -> Any:
+    """The request with a scheme for every layer."""
+    from pennyweight.errors import InputError
+    from pennyweight.llm.directory import Directory as Folder
+    from pennyweight.llm.mixed import to_bits, to_perplexity
+    from pennyweight.llm.text import read_tokens
+
+    if bits and percent:
+        raise InputError("bits and a loss of perplexity are two goals", hint="Give one.")
+    if ids is None:
+        raise InputError("bits are chosen by what layers do to calibration text", hint="Give --calib.")
+    if bits:
+        return to_bits(directory, out, request, bits, ids, report)
+    if text is None:
+        raise InputError("there is no text to measure the perplexity on", hint="Give --verify.")
+    return to_perplexity(directory, out, request, percent, ids, read_tokens(text, Folder(directory)), report)
+
+
 def progress_line(event: dict[str, Any]) -> str:
     """One event of a run as a line."""
     parts = [f"{event['seconds']:8.1f} s  {event['memory'] / 1e9:6.2f} GB  {event['what']:8}"]
     if "number" in event:
         parts.append(f"{event['number']}/{event['count']}")
     parts.append(event["site"])
+    if "bits" in event:
+        parts.append(f"{event['bits']:.2f} bits, layers by bits {event['layers']}")
     if "loss" in event:
         parts.append(f"loss {event['loss']:.3e}")
     return " ".join(parts)

@@ -175,7 +175,9 @@ class Streams:
         return base if base is not None and len(base) == count else torch.cat(self.batches)
 
 
-def observe(block: nn.Module, streams: Streams, groups: list[Group], scheme: Scheme, gram: bool) -> None:
+def observe(
+    block: nn.Module, streams: Streams, groups: list[Group], schemes: dict[str, Scheme], gram: bool
+) -> None:
     """Fill the statistics of groups from what their first layers read: extremes, and second moments if wanted.
 
     With a float stream also the moments between its inputs and those of the quantized one.
@@ -201,7 +203,7 @@ def observe(block: nn.Module, streams: Streams, groups: list[Group], scheme: Sch
             group.high = high if group.high is None else torch.maximum(group.high, high)
             group.tokens += len(x)
             if gram:
-                x = round_tokens(x, scheme)
+                x = round_tokens(x, schemes[group.names[0]])
                 group.gram = x.T @ x if group.gram is None else group.gram.addmm_(x.T, x)
             if paired:
                 y = beside.pop(index)

@@ -59,8 +59,9 @@ def quantize(
     method, target = methods[request.method], targets[request.to]
     _check_request(request, scheme, ids)
     skeleton = Skeleton(directory)
-    _check_schemes(skeleton, scheme)
-    target.check(directory, schemes_of(skeleton, request, scheme))
+    schemes = schemes_of(skeleton, request, scheme)
+    _check_schemes(skeleton, schemes)
+    target.check(directory, schemes)
     digest = None if ids is None else hashlib.sha256(ids.numpy().tobytes()).hexdigest()
     if out.parent.is_dir():
         _check_room(directory, skeleton, scheme, ids, out.parent)
@@ -134,7 +135,7 @@ def _check_request(request: Request, scheme: Scheme, ids: Tensor | None) -> None
         )
 
 
-def _check_schemes(skeleton: Skeleton, scheme: Scheme) -> None:
+def _check_schemes(skeleton: Skeleton, schemes: dict[str, Scheme]) -> None:
     """Refuse a group that divides no layer's inputs, and blocks without linear layers, before any work is done."""
     if not any(linears(skeleton.model.get_submodule(path)) for path in skeleton.blocks):
         kinds = sorted({type(m).__name__ for m in skeleton.block(0).modules() if m._parameters})
@@ -144,7 +145,7 @@ def _check_schemes(skeleton: Skeleton, scheme: Scheme) -> None:
     for path in skeleton.blocks:
         for name, layer in linears(skeleton.model.get_submodule(path)).items():
             try:
-                scheme.weight.scale_shape((layer.out_features, layer.in_features))
+                schemes[f"{path}.{name}"].weight.scale_shape((layer.out_features, layer.in_features))
             except PennyweightError as error:
                 shapes = str((layer.out_features, layer.in_features))
                 raise type(error)(error.what, site=f"{path}.{name}", spec=error.spec, shapes=shapes,

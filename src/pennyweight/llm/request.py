@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pennyweight.errors import InputError
+from pennyweight.errors import InputError, nearest
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.methods import Method
 from pennyweight.llm.schemes import Scheme, scheme_of
@@ -42,6 +42,7 @@ class Request:
         steps: of methods that train.
         seed: of the choice of windows.
         to: format of the result, see `targets`.
+        layers: schemes of single layers of the blocks, pairs of path and text; see `mixed`.
     """
 
     scheme: str = "w4a8"
@@ -60,6 +61,7 @@ class Request:
     steps: int = 200
     seed: int = 0
     to: str = "pennyweight"
+    layers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Run:
 
     Attributes:
         turn: the rotation of the hidden states, float64, or None.
+        schemes: of every layer and table that is quantized.
     """
 
     directory: Directory
@@ -78,6 +81,14 @@ class Run:
     report: Report
     turn: Tensor | None = None
     start: float = field(default_factory=time.perf_counter)
+    schemes: dict[str, Scheme] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.schemes = schemes_of(self.skeleton, self.request, self.scheme)
+
+    def inside(self, path: str) -> dict[str, Scheme]:
+        """Schemes of a block's linear layers, by path inside of it."""
+        return {n.removeprefix(f"{path}."): s for n, s in self.schemes.items() if n.startswith(f"{path}.")}
 
     def say(self, what: str, site: str, **data: Any) -> None:
         """One line of progress, with the time since the start and the most memory used so far."""
@@ -95,19 +106,24 @@ def schemes_of(skeleton: Skeleton, request: Request, scheme: Scheme) -> dict[str
     """The scheme of every layer and table that is quantized.
 
     Raises:
-        InputError: for tables that do more than look up.
+        InputError: for tables that do more than look up, and schemes of layers that are in no block.
     """
     found = {}
+    own = {path: Scheme.parse(text) for path, text in request.layers}
     for path, module in skeleton.model.named_modules():
         if isinstance(module, nn.Linear):
             inside = skeleton.inside(path)
             if inside or request.head:
-                found[path] = scheme if inside else head_scheme(request, scheme)
+                found[path] = own.pop(path, scheme) if inside else head_scheme(request, scheme)
         elif isinstance(module, nn.Embedding) and request.embeddings:
             if type(module) is not nn.Embedding:
                 raise InputError("this table does more than look up rows", site=path, spec=type(module).__name__,
                                  hint="Leave --embeddings out.")  # fmt: skip
             found[path] = Scheme(QuantSpec.parse(request.embeddings))
+    if own:
+        unknown = next(iter(own))
+        hint = nearest(unknown, [p for p in found if skeleton.inside(p)], "layers")
+        raise InputError("a scheme is for a layer that no block has", site=unknown, hint=hint)
     return found
 
 

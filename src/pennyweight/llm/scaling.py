@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pennyweight.llm.absorb import find_producer, scale_group, scale_producer
 from pennyweight.llm.block import Group, Streams
+from pennyweight.llm.schemes import Scheme
 from pennyweight.qtensor import quantize
 from pennyweight.ranges.mse import MSE
 from pennyweight.spec import QuantSpec
@@ -15,7 +16,7 @@ from pennyweight.stats.values import Values
 STEPS = 20
 
 
-def awq_scale(weights: list[Tensor], spec: QuantSpec, gram: Tensor) -> Tensor:
+def awq_scale(weights: list[Tensor], specs: list[QuantSpec], gram: Tensor) -> Tensor:
     """The scale of least output error `sum_layers tr(D H D^T)`, `D = Q(W diag s) diag(1 / s) - W`, among
 
         s = r^a / sqrt(max r^a * min r^a),  r_i = sqrt(H_ii),  a = 0, 0.05, ... 0.95
@@ -32,7 +33,7 @@ def awq_scale(weights: list[Tensor], spec: QuantSpec, gram: Tensor) -> Tensor:
         s = root ** (i / STEPS)
         s = s / (s.max() * s.min()).sqrt()
         error = 0.0
-        for w in weights:
+        for w, spec in zip(weights, specs, strict=True):
             wide = w * s
             d = quantize(wide, spec, rule(Values.of(wide, spec), spec)).dequantize() / s - w
             error += float(torch.einsum("oi,oi->", d @ gram, d))
@@ -53,7 +54,8 @@ def smooth_scale(weights: list[Tensor], peak: Tensor, alpha: float) -> Tensor:
 
 
 def scale_inputs(
-    block: nn.Module, streams: Streams, groups: list[Group], spec: QuantSpec, *, smooth: float, awq: bool
+    block: nn.Module, streams: Streams, groups: list[Group], schemes: dict[str, Scheme], *, smooth: float,
+    awq: bool,
 ) -> dict[str, str]:
     """Scale the inputs of every group that something can absorb the scale of; the block computes what it did.
 
@@ -74,7 +76,7 @@ def scale_inputs(
             group.scaled(scale)
             weights = [w * scale for w in weights]
         if awq and group.gram is not None:
-            more = awq_scale(weights, spec, group.gram)
+            more = awq_scale(weights, [schemes[n].weight for n in group.names], group.gram)
             group.scaled(more)
             scale = scale * more
         scale_producer(block, producer, 1.0 / scale)

@@ -24,7 +24,7 @@ from pennyweight.llm.block import (
 )
 from pennyweight.llm.job import Part
 from pennyweight.llm.methods import Problem, relative_loss, searched
-from pennyweight.llm.request import Run, schemes_of
+from pennyweight.llm.request import Run
 from pennyweight.llm.rotate import rotate_block, turned
 from pennyweight.llm.scaling import scale_inputs
 from pennyweight.llm.schemes import Scheme
@@ -42,7 +42,7 @@ def no_data(run: Run, index: int) -> Part:
     block, outcome = run.skeleton.block(index), Outcome()
     names = sorted(linears(block))
     for name in names:
-        _solve(run, block, Group([name]), dict.fromkeys(names, run.scheme), path, outcome)
+        _solve(run, block, Group([name]), run.inside(path), path, outcome)
     run.skeleton.empty(path)
     return _part(path, outcome, {})
 
@@ -67,15 +67,15 @@ def with_data(run: Run, index: int, states: dict[str, Tensor], calls: Calls) -> 
     floats = list(states["floats"].split(size)) if "floats" in states else None
     if run.turn is not None:
         rotate_block(block, go, turned(batches[0][:1], run.turn.T), run.turn)
-    schemes = dict.fromkeys(linears(block), run.scheme)
+    schemes = run.inside(path)
     groups = groups_of(block, go, batches[0][:1], set(schemes))
     streams = Streams(go, batches, floats)
     scaling = request.smooth > 0 or request.awq or run.method.awq
     outcome = Outcome()
     if scaling:
         awq = request.awq or run.method.awq
-        observe(block, streams, groups, run.scheme, awq)
-        absorbed = scale_inputs(block, streams, groups, run.scheme.weight, smooth=request.smooth, awq=awq)
+        observe(block, streams, groups, schemes, awq)
+        absorbed = scale_inputs(block, streams, groups, schemes, smooth=request.smooth, awq=awq)
         run.say("scaled", path, absorbed=absorbed)
     if floats is not None:
         streams.float_block = copy.deepcopy(block)
@@ -85,14 +85,14 @@ def with_data(run: Run, index: int, states: dict[str, Tensor], calls: Calls) -> 
     reads = run.method.gram or run.scheme.static
     if run.method.trains:
         if reads:
-            observe(block, streams, groups, run.scheme, run.method.gram)
+            observe(block, streams, groups, schemes, run.method.gram)
         _train(run, block, groups, streams, schemes, path, outcome)
     with rounding(block, schemes, outcome.layers):
         if reads and not request.sequential and not run.method.trains:
-            observe(block, streams, groups, run.scheme, run.method.gram)
+            observe(block, streams, groups, schemes, run.method.gram)
         for group in groups if not run.method.trains else []:
             if reads and request.sequential:
-                observe(block, streams, [group], run.scheme, run.method.gram)
+                observe(block, streams, [group], schemes, run.method.gram)
             _solve(run, block, group, schemes, path, outcome)
             group.forget()
         after = go(block, batches[0])
@@ -159,7 +159,7 @@ def outer(run: Run) -> Part:
     layers: dict[str, Solved] = {}
     losses: dict[str, float] = {}
     floats = {} if run.turn is None else _rotated_ends(run, run.turn)
-    for name, scheme in schemes_of(run.skeleton, run.request, run.scheme).items():
+    for name, scheme in run.schemes.items():
         if run.skeleton.inside(name):
             continue
         weight = floats.pop(f"{name}.weight", None)

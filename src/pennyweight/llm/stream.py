@@ -28,9 +28,14 @@ class _Done(Exception):
 
 @dataclass
 class Calls:
-    """How blocks are called, apart from the hidden states: by block, and by the number of windows in the batch."""
+    """How blocks are called, apart from the hidden states: by block, and by the number of windows in the batch.
+
+    Attributes:
+        wraps: whether blocks return a tuple.
+    """
 
     found: dict[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    wraps: bool = False
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """A block's result, [windows, length, width]."""
@@ -82,7 +87,7 @@ def enter(skeleton: Skeleton, ids: Tensor, *, through: bool = False) -> tuple[Te
     """
     calls, parts = Calls(), []
     blocks = [skeleton.block(i) for i in range(len(skeleton.blocks))]
-    wraps = _returns_tuple(skeleton, ids)
+    wraps = calls.wraps = _returns_tuple(skeleton, ids)
     entered: list[Tensor] = []
 
     def catcher(index: int) -> Callable[..., Any]:
@@ -111,6 +116,33 @@ def enter(skeleton: Skeleton, ids: Tensor, *, through: bool = False) -> tuple[Te
     if not bool(torch.isfinite(hidden).all()):
         raise NonFinite("the hidden states before the first block hold NaN or infinity")
     return hidden, calls
+
+
+def carried(
+    skeleton: Skeleton, calls: Calls, ids: Tensor, hidden: Tensor, see: Callable[[Any], Any]
+) -> Any:
+    """Run what is behind the blocks, as if these made `hidden`, and look at the result.
+
+    Args:
+        skeleton: of the model; its parts outside of the blocks are filled for the time of the call.
+        calls: how blocks are called.
+        ids: int64 [windows, length].
+        hidden: behind the last block, [windows, length, width].
+        see: given the model's result while the weights are there.
+
+    Returns:
+        What `see` returns.
+    """
+    blocks = [skeleton.block(i) for i in range(len(skeleton.blocks))]
+
+    def catcher(index: int) -> Callable[..., Any]:
+        def caught(*args: Any, **kwargs: Any) -> Any:
+            return (hidden,) if calls.wraps else hidden
+
+        return caught
+
+    with skeleton.on_demand(), _forwards(blocks, catcher):
+        return see(skeleton.model(ids, **calls_without_cache(skeleton.model)))
 
 
 def calls_without_cache(model: nn.Module) -> dict[str, bool]:
