@@ -82,7 +82,7 @@ def quantize_command(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Quantize DIRECTORY block by block. Stopped anywhere, the same command goes on where it was.
+    """Quantize DIRECTORY, a decoder or an encoder, block by block. Stopped anywhere, the same command goes on where it was.
 
     Example: pennyweight llm quantize llama/ -o llama-w4/ --scheme w4a8 --group 32 --method gptq --calib text.txt
     """
@@ -155,7 +155,7 @@ def progress_line(event: dict[str, Any]) -> str:
 
 def _verified(directory: Path, out: Path, text: Path, window: int) -> dict[str, float]:
     from pennyweight.llm.directory import Directory as Folder
-    from pennyweight.llm.evaluate import perplexity
+    from pennyweight.llm.evaluate import apart, perplexity
     from pennyweight.llm.load import load, load_file
     from pennyweight.llm.text import read_tokens
 
@@ -166,9 +166,10 @@ def _verified(directory: Path, out: Path, text: Path, window: int) -> dict[str, 
 
         found = decoded_perplexity(load_decoding(out), ids, window)
     else:
-        found = perplexity(
-            load(out) if out.is_dir() else load_file(out, directory), ids, window, progress=True
-        )
+        made: Any = load(out) if out.is_dir() else load_file(out, directory)
+        if not made.can_generate():
+            return {"relative error of the result": apart(made, load(directory), ids, window)}
+        found = perplexity(made, ids, window, progress=True)
     return {
         "perplexity": found.value,
         "perplexity in float": perplexity(load(directory), ids, window, progress=True).value,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pennyweight.errors import InputError, NonFinite
 from pennyweight.llm.load import logits
+from pennyweight.llm.stream import calls_without_cache
 from pennyweight.progress import track
 from pennyweight.runtime.decode import Decoding
 
@@ -73,6 +74,32 @@ def perplexity(
     if not math.isfinite(mean):
         raise NonFinite("the loss is no number", site=type(model).__name__)
     return Perplexity(math.exp(mean), count * (window - 1), count, window, found)
+
+
+def apart(model: nn.Module, base: nn.Module, ids: Tensor, window: int = 512, *, limit: int = 0) -> float:
+    """`|y' - y| / |y|` of the first results of two models, over consecutive windows: for encoders.
+
+    Args:
+        model: quantized.
+        base: float.
+        ids: int64 [n].
+        window: tokens of a window.
+        limit: windows at most; 0 for all.
+
+    Raises:
+        InputError: if the text is shorter than one window.
+    """
+    count = len(ids) // window
+    if count == 0:
+        raise InputError(f"the text has {len(ids)} tokens, one window needs {window}", hint="Give more text.")
+    count = min(count, limit) if limit else count
+    off = all_ = 0.0
+    for part in ids[: count * window].view(count, window).split(max(1, TOKENS_AT_ONCE // window)):
+        with torch.no_grad():
+            y, wanted = (m(part, **calls_without_cache(m))[0] for m in (model, base))
+        off += float((y - wanted).double().pow(2).sum())
+        all_ += float(wanted.double().pow(2).sum())
+    return math.sqrt(off / max(all_, 1e-30))
 
 
 def decoded_perplexity(decoding: Decoding, ids: Tensor, window: int = 512, *, limit: int = 4) -> Perplexity:

@@ -16,6 +16,7 @@ from pennyweight.llm.directory import Directory
 from pennyweight.llm.schemes import Scheme, bits_of
 from pennyweight.llm.skeleton import Skeleton, put, put_module
 from pennyweight.llm.store import Solved
+from pennyweight.llm.stream import calls_without_cache
 from pennyweight.llm.targets import readers
 from pennyweight.nn import twins
 from pennyweight.nn.integer import bias_codes
@@ -118,12 +119,10 @@ def assemble(directory: Directory, layers: dict[str, Solved], made_of: set[str] 
     model = skeleton.model
     for name, tensor in list(model.named_parameters()):
         if tensor.is_meta and name not in view.hidden:
-            stored = skeleton.stored(name)
-            put(model, name, directory.floats([stored])[stored], name)
+            put(model, name, skeleton.tensor(name), name)
     for name, buffer in list(model.named_buffers()):
         if buffer.is_meta:
-            stored = skeleton.stored(name)
-            put(model, name, directory.floats([stored])[stored], name)
+            put(model, name, skeleton.tensor(name), name)
     install(model, layers)
     for name, source in skeleton.ties.items():
         if name.removesuffix(".weight") not in layers and source.removesuffix(".weight") not in layers:
@@ -190,7 +189,7 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
         PennyweightError: if the model returns none.
     """
     with torch.no_grad():
-        found = model(ids, use_cache=False)
+        found = model(ids, **calls_without_cache(model))
     y = getattr(found, "logits", None)
     if not isinstance(y, Tensor):
         raise PennyweightError("the model returns no logits", site=type(model).__name__)

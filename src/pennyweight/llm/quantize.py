@@ -62,6 +62,11 @@ def quantize(
     schemes = schemes_of(skeleton, request, scheme)
     _check_schemes(skeleton, schemes)
     target.check(directory, schemes)
+    if skeleton.turned and not target.turned:
+        raise InputError(
+            f"{request.to} files have no place for layers that this family keeps as [in, out]",
+            site=min(skeleton.turned).removesuffix(".weight"), hint="--to pennyweight or dwt.",
+        )  # fmt: skip
     digest = None if ids is None else hashlib.sha256(ids.numpy().tobytes()).hexdigest()
     if out.parent.is_dir():
         _check_room(directory, skeleton, scheme, ids, out.parent)

@@ -51,6 +51,7 @@ class Skeleton:
         model: of the class that the configuration names, in eval mode, float32.
         path: of the list of blocks.
         blocks: paths of the blocks in order.
+        turned: names of weights that are stored [in, out], of layers that are linear ones here.
 
     Raises:
         InputError: on a configuration that no class of `transformers` takes.
@@ -71,6 +72,7 @@ class Skeleton:
             ) from None
         model = model.float()
         self.model: nn.Module = model.eval()
+        self.turned = _made_linear(self.model)
         _hollow_out(self.model)
         self.path, self.blocks = find_blocks(self.model)
         self.ties = _ties(self.model)
@@ -112,7 +114,19 @@ class Skeleton:
         }
         loaded = self.directory.floats({self._stored[full] for full in wanted.values()})
         for name, full in wanted.items():
-            put(module, name, loaded[self._stored[full]], self._stored[full])
+            put(module, name, self._as_here(full, loaded[self._stored[full]]), self._stored[full])
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor of the model, float32, as the model holds it.
+
+        Raises:
+            FormatError, NonFinite: see `Directory.floats`.
+        """
+        stored = self._stored[name]
+        return self._as_here(name, self.directory.floats([stored])[stored])
+
+    def _as_here(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.T.contiguous() if name in self.turned else tensor
 
     def empty(self, path: str, *, recurse: bool = True) -> None:
         """Let the weights of the module at `path` go."""
@@ -246,6 +260,17 @@ def _hollow_out(model: nn.Module) -> None:
         for key, b in module._buffers.items():
             if b is not None and key not in module._non_persistent_buffers_set:
                 module._buffers[key] = b.to("meta")
+
+
+def _made_linear(model: nn.Module) -> frozenset[str]:
+    """Put linear layers in the place of those that keep their weight as [in, out]; returns the weights' names."""
+    from transformers.pytorch_utils import Conv1D
+
+    found = [(path, m) for path, m in model.named_modules() if isinstance(m, Conv1D)]
+    for path, module in found:
+        inputs, outputs = module.weight.shape
+        put_module(model, path, nn.Linear(inputs, outputs, module.bias is not None, device="meta").eval())
+    return frozenset(f"{path}.weight" for path, _ in found)
 
 
 def _ties(model: nn.Module) -> dict[str, str]:

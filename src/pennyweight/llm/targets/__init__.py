@@ -75,7 +75,13 @@ class Quantized:
 
 
 class Target(Protocol):
-    """A format."""
+    """A format.
+
+    Attributes:
+        turned: whether it has a place for layers whose family keeps their weights as [in, out].
+    """
+
+    turned: bool
 
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what the format cannot hold, before any work is done.

@@ -106,6 +106,8 @@ def packed(layers: dict[str, Solved]) -> tuple[dict[str, Tensor], dict[str, Any]
 class CompressedTensors:
     """See the module."""
 
+    turned = False
+
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what the layout has no place for.
 

@@ -16,6 +16,8 @@ from pennyweight.llm.targets.pennyweight import Pennyweight
 class Dwt:
     """See the module."""
 
+    turned = True
+
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what has no kernels.
 

@@ -130,6 +130,8 @@ def neighbours(rows: int, heads: int) -> Tensor:
 class Gguf:
     """See the module."""
 
+    turned = False
+
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what the file cannot hold.
 

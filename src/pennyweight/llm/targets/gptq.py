@@ -47,6 +47,8 @@ def packed(layers: dict[str, Solved]) -> tuple[dict[str, Tensor], dict[str, Any]
 class Gptq:
     """See the module."""
 
+    turned = False
+
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what the layout has no place for.
 

@@ -70,6 +70,8 @@ def read(directory: Directory) -> tuple[dict[str, Solved], set[str]]:
 class Pennyweight:
     """See the module."""
 
+    turned = True
+
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """It holds everything."""
 
