@@ -4,6 +4,7 @@ usage: python benchmarks/llm.py make --out FOLDER [--steps 800]
        python benchmarks/llm.py table --out FOLDER [--schemes w4a16:32,w3a16:64] [--methods rtn,gptq] [--windows 128]
        python benchmarks/llm.py stories --out FOLDER
        python benchmarks/llm.py outliers --out FOLDER [--model stories]
+       python benchmarks/llm.py mixed --out FOLDER [--bits 3,3.5,4] [--method gptq]
 
     make      trains a Llama (384 wide, 4 layers, 6 heads, 3 of keys and values, 1024 in its MLP, 1024 tokens, tied) on
               WikiText-2's validation text, the first 85 % of its test text and the first 90 % of tinyshakespeare, seed
@@ -12,6 +13,7 @@ usage: python benchmarks/llm.py make --out FOLDER [--steps 800]
     stories   writes FOLDER/stories, the shared stories260K as a Hugging Face directory, with its text as token ids
     outliers  three channels of every norm made 50 times as large and the weights behind them as much smaller; w8a8 with
               calibrated activations, plain, smoothed and rotated
+    mixed     2, 3, 4 or 8 bits a layer, so many on average, beside the same number for all; groups of 32, weights alone
     table     perplexities of FOLDER/bpe on test.txt, consecutive windows of 256 tokens
 """
 
@@ -39,6 +41,7 @@ from torch import Tensor
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.evaluate import Perplexity, perplexity
 from pennyweight.llm.load import load
+from pennyweight.llm.mixed import damages
 from pennyweight.llm.quantize import quantize
 from pennyweight.llm.request import Request
 from pennyweight.llm.text import read_tokens, windows
@@ -216,6 +219,28 @@ def outliers(args: argparse.Namespace) -> None:
         print(f"{name:12} {found.value:9.4f}  {loss:+8.2f} %  {took:6.1f} s", flush=True)
 
 
+def mixed(args: argparse.Namespace) -> None:
+    """Bits chosen layer by layer beside one width for all."""
+    folder = Path(args.out)
+    model, calib, test = given(args)
+    base = perplexity(load(model), test, WINDOW, limit=args.limit)
+    print(f"float {base.value:.4f}, {base.tokens} tokens, {base.windows} windows of {WINDOW}", flush=True)
+    plain = Request("w4a16", 32, method=args.method)
+    start = time.perf_counter()
+    found = damages(model, plain, calib, folder, lambda event: None)
+    print(f"damages measured in {time.perf_counter() - start:.1f} s", flush=True)
+    rows = [(f"w{b} for all", Request(f"w{b}a16", 32, method=args.method)) for b in (3, 4)]
+    for bits in args.bits.split(","):
+        chosen = found.choose(float(bits))
+        counts = {b: list(chosen.values()).count(b) for b in sorted(set(chosen.values()))}
+        name = f"{found.average(chosen):.2f} bits, layers {counts}"
+        rows.append((name, found.request(plain, chosen)))
+    for name, request in rows:
+        got, took = measured(model, folder / f"mixed-{os.getpid()}", request, calib, test, args.limit)
+        loss = 100 * (got.value / base.value - 1)
+        print(f"{args.method:9} {name:42} {got.value:9.4f}  {loss:+8.2f} %  {took:6.1f} s", flush=True)
+
+
 def table(args: argparse.Namespace) -> None:
     """Rows of the table: a scheme and a method each."""
     folder = Path(args.out)
@@ -242,7 +267,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("make", "stories", "table", "outliers"):
+    for verb in ("make", "stories", "table", "outliers", "mixed"):
         sub = verbs.add_parser(verb)
         sub.add_argument("--out", default="out/llm")
         sub.add_argument("--threads", type=int, default=2)
@@ -250,10 +275,13 @@ def main() -> None:
         if verb == "make":
             sub.add_argument("--steps", type=int, default=800)
             sub.add_argument("--lr", type=float, default=2e-3)
-        if verb in ("table", "outliers"):
+        if verb in ("table", "outliers", "mixed"):
             sub.add_argument("--model", default="bpe", choices=["bpe", "stories"])
             sub.add_argument("--windows", type=int, default=128)
             sub.add_argument("--limit", type=int, default=0, help="test windows at most; 0 for all")
+        if verb == "mixed":
+            sub.add_argument("--bits", default="3,3.5,4")
+            sub.add_argument("--method", default="searched")
         if verb == "table":
             sub.add_argument(
                 "--schemes", default="w8a8,w4a8:32,w4a8:128,w4a16:32,w4a16:64,w4a16:128,w3a16:64,w2a16:32"
@@ -267,7 +295,7 @@ def main() -> None:
             sub.add_argument("--json", default="")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"make": make, "stories": stories, "table": table, "outliers": outliers}[args.verb](args)
+    {"make": make, "stories": stories, "table": table, "outliers": outliers, "mixed": mixed}[args.verb](args)
 
 
 if __name__ == "__main__":

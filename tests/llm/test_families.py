@@ -90,7 +90,11 @@ def gpt2(tmp_path):
 
 @pytest.mark.parametrize(
     ("request_", "bound"),
-    [(Request("w8a8", method="gptq"), 0.05), (Request("w4a16", method="awq"), 0.3), (Request("w4a8", head="w8a8"), 0.3)],
+    [
+        (Request("w8a8", method="gptq"), 0.05),
+        (Request("w4a16", method="awq"), 0.3),
+        (Request("w4a8", head="w8a8"), 0.3),
+    ],
 )
 def test_weights_that_a_family_keeps_as_in_by_out(gpt2, tokens, tmp_path, request_, bound):
     with torch.no_grad():
@@ -123,7 +127,9 @@ def test_files_without_a_place_for_them_say_so(gpt2, tmp_path):
 
 
 def test_blocks_without_linear_layers_are_refused(tmp_path):
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"
+    )
     saved(transformers.ResNetForImageClassification(config), tmp_path / "float")
     with pytest.raises(NothingQuantized, match="Conv2d"):
         quantize(tmp_path / "float", tmp_path / "out", Request("w8a8"))

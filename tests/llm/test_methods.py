@@ -13,6 +13,7 @@ from pennyweight.llm.request import Request
 from pennyweight.llm.rotate import cosines, rotation
 from pennyweight.llm.skeleton import Skeleton
 from pennyweight.llm.stream import enter
+from pennyweight.llm.targets import readers
 from pennyweight.ranges.minmax import MinMax
 from pennyweight.ranges.mse import MSE
 from pennyweight.solvers import input_solvers, solvers
@@ -130,14 +131,14 @@ def outliers(llama, tmp_path):
     folder = shutil.copytree(llama, tmp_path / "outliers")
     tensors = load_file(folder / "model.safetensors")
     for i in range(3):
-        for norm, readers in (
+        for norm, layers in (
             ("input_layernorm", ("q", "k", "v")),
             ("post_attention_layernorm", ("gate", "up")),
         ):
             part = "self_attn" if norm[0] == "i" else "mlp"
             for channel in (5, 40):
                 tensors[f"model.layers.{i}.{norm}.weight"][channel] *= 50
-                for r in readers:
+                for r in layers:
                     tensors[f"model.layers.{i}.{part}.{r}_proj.weight"][:, channel] /= 50
     save_file(tensors, folder / "model.safetensors")
     return folder
@@ -214,6 +215,44 @@ def test_options_that_do_not_go_together_are_refused(llama, ids, tmp_path):
     with pytest.raises(InputError, match="no calibration text"):
         quantize(llama, tmp_path / "out", Request("w4a16", awq=True))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_is_solved_on_the_last_hidden_states(ids, tmp_path, tied):
+    from tests.llm.conftest import make_llama
+
+    make_llama(tmp_path / "tiny", tie_word_embeddings=tied)
+    base = load(tmp_path / "tiny")
+    want = logits(base, ids)
+    found = {}
+    for method in ("searched", "gptq"):
+        request = Request("w8a16", head="w3a16", method=method)
+        quantize(tmp_path / "tiny", tmp_path / method, request, ids)
+        found[method] = lost(load(tmp_path / method), ids, want)
+    assert found["gptq"] < 0.8 * found["searched"]
+    seen = []
+    base.lm_head.register_forward_pre_hook(lambda m, args: seen.append(args[0].flatten(0, 1)))
+    logits(base, ids)
+    gram = seen[0].T @ seen[0] / len(seen[0])
+    q = methods["gptq"].solve(Problem(base.lm_head.weight.detach(), QuantSpec.parse("int3[32]^fp16"), gram))
+    same = load(tmp_path / "gptq").lm_head
+    solved = readers["pennyweight"](Directory(tmp_path / "gptq"))[0]["lm_head"].weight
+    assert type(same).__name__ == "IntegerLinear"
+    assert float((solved.codes == q.codes).float().mean()) > 0.9  # behind blocks of 8 bits instead of floats
+
+
+def test_a_killed_run_goes_on_to_the_same_head(llama, ids, tmp_path, monkeypatch):
+    from pennyweight.llm import quantize as module
+
+    request = Request("w4a16", head="w4a16", method="gptq")
+    quantize(llama, tmp_path / "whole", request, ids)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "outer", lambda run, behind: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            quantize(llama, tmp_path / "out", request, ids)
+    quantize(llama, tmp_path / "out", request, ids)
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_a_layer_that_no_token_reaches_is_rounded():

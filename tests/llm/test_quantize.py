@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(llama, ids, tmp_path):
 def test_another_request_does_not_go_on_with_an_unfinished_run(llama, tmp_path, monkeypatch):
     from pennyweight.llm import quantize as module
 
-    monkeypatch.setattr(module, "outer", lambda run: 1 / 0)
+    monkeypatch.setattr(module, "outer", lambda run, behind: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         quantize(llama, tmp_path / "out", Request("w4a8"))
     monkeypatch.undo()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pennyweight.errors import InputError
+from pennyweight.errors import InputError, SpecError
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.load import load, load_file, logits
 from pennyweight.llm.methods import Problem, methods
@@ -111,6 +111,8 @@ GGUF = [
     "uint5[32]+z^fp16",
     "int8[32]^fp16",
     "int6[16]^(int8[16]^fp16)",
+    "uint4[32]+zf^(uint6[8]^fp16)",
+    "uint5[32]+zf^(uint6[8]^fp16)",
 ]
 
 
@@ -122,9 +124,62 @@ def test_blocks_are_what_the_package_decodes(text):
     torch.manual_seed(0)
     q = methods["searched"].solve(Problem(torch.randn(6, 512), QuantSpec.parse(text)))
     kind, raw = raw_blocks(q)
+    assert raw.shape == (6, 512 // gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
+                         * gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1])  # fmt: skip
     back = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[kind])
     want = q.dequantize().numpy()
-    assert np.abs(back - want).max() < (2e-3 if "+z" in text else 1e-6)
+    assert np.abs(back - want).max() < (2e-3 if "+z^" in text else 1e-6)
+
+
+@pytest.mark.parametrize("method", ["rtn", "searched", "gptq"])
+@pytest.mark.parametrize("scheme", ["q4_k", "q5_k"])
+def test_superblocks_lose_little_and_stay_storable(method, scheme):
+    from pennyweight.llm.schemes import scheme_of
+    from pennyweight.llm.superblock import multiples
+
+    made = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 512, generator=made) * torch.rand(6, 1, generator=made)
+    weight[0, :256] = 0.0
+    weight[1] = weight[1].abs() + 0.1  # minima of zero
+    weight[2, 64:96] = 0.0
+    x = torch.randn(1024, 512, generator=made)
+    spec = scheme_of(scheme).weight
+    gram = x.T @ x / len(x)
+    q = methods[method].solve(Problem(weight, spec, gram))
+    plain = methods[method].solve(Problem(weight, QuantSpec(spec.grid, (32,), "float"), gram))
+    lost = [float((weight - f.dequantize()).pow(2).mean()) for f in (q, plain)]
+    assert lost[0] < 1.2 * lost[1]
+    d, e, a, b = multiples(q)
+    dense = (d.float()[:, None] * a).repeat_interleave(32, 1) * q.codes.reshape(-1, 256)
+    dense = (dense - (e.float()[:, None] * b).repeat_interleave(32, 1)).reshape(6, 512)
+    torch.testing.assert_close(dense, q.dequantize(), atol=1e-6, rtol=1e-5)
+
+
+def test_files_of_superblocks(ids, tmp_path):
+    pytest.importorskip("gguf", reason="the extra `llm` is not installed")
+    from tests.llm.conftest import make_llama
+
+    make_llama(tmp_path / "wide", hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    want = logits(load(tmp_path / "wide"), ids)
+    for scheme, bound in (("q4_k", 0.1), ("q5_k", 0.05)):
+        quantize(tmp_path / "wide", tmp_path / scheme, Request(scheme, method="gptq"), ids)
+        quantize(
+            tmp_path / "wide", tmp_path / f"{scheme}.gguf", Request(scheme, method="gptq", to="gguf"), ids
+        )
+        own = logits(load(tmp_path / scheme), ids)
+        got = logits(load_file(tmp_path / f"{scheme}.gguf", tmp_path / "wide"), ids)
+        assert float((got - own).norm() / own.norm()) < 1e-4
+        assert float((own - want).norm() / want.norm()) < bound
+    with pytest.raises(InputError, match="off the 6 bits"):
+        quantize(tmp_path / "wide", tmp_path / "no", Request("q4_k", method="hqq"))
+    with pytest.raises(InputError, match="says its groups"):
+        quantize(tmp_path / "wide", tmp_path / "no", Request("q4_k", group=64))
+
+
+def test_rows_that_do_not_fill_superblocks_are_refused(llama, tmp_path):
+    with pytest.raises(SpecError, match="multiple of the block 8"):
+        quantize(llama, tmp_path / "out", Request("q4_k", to="gguf"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("options", [{}, {"asymmetric": True}, {"head": "same"}])

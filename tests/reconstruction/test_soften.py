@@ -49,4 +49,6 @@ def test_soft_rounding_starts_at_the_weight(weight):
     q = solvers["rtn"](weight, QuantSpec.parse("int8n[1,*]"), MinMax())
     rounding = SoftRounding(weight, q)
     inside = (weight / q.scales()).abs() < 127
-    torch.testing.assert_close(rounding(weight)[inside], weight[inside], atol=2e-2 * float(q.scales().max()), rtol=0)
+    torch.testing.assert_close(
+        rounding(weight)[inside], weight[inside], atol=2e-2 * float(q.scales().max()), rtol=0
+    )

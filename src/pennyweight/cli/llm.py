@@ -55,6 +55,9 @@ def quantize_command(
     window: Window = 512,
     head: Head = "",
     embeddings: Embeddings = "",
+    cache: Annotated[
+        str, typer.Option(help="Keys and values: int8 or int4. Float where nothing is said.")
+    ] = "",
     smooth: Annotated[
         float, typer.Option(help="Exponent of SmoothQuant's scales, such as 0.5; 0 for none.")
     ] = 0.0,
@@ -70,7 +73,9 @@ def quantize_command(
     ] = 0.0,
     max_perplexity_loss: Annotated[
         float,
-        typer.Option(min=0.0, help="Choose each layer's bits: as few as lose so many percent on the text of --verify."),
+        typer.Option(
+            min=0.0, help="Choose each layer's bits: as few as lose so many percent on the text of --verify."
+        ),
     ] = 0.0,
     to: Annotated[str, typer.Option(help="Format of the result.")] = "pennyweight",
     verify: Annotated[
@@ -82,7 +87,7 @@ def quantize_command(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Quantize DIRECTORY, a decoder or an encoder, block by block. Stopped anywhere, the same command goes on where it was.
+    """Quantize DIRECTORY, decoder or encoder, block by block. Stopped anywhere, the same command goes on where it was.
 
     Example: pennyweight llm quantize llama/ -o llama-w4/ --scheme w4a8 --group 32 --method gptq --calib text.txt
     """
@@ -94,7 +99,7 @@ def quantize_command(
 
     request = Request(
         scheme, group, asymmetric, method, head, embeddings, windows, window, smooth=smooth, awq=awq, rotate=rotate,
-        retarget=retarget, steps=steps, seed=seed, to=to,
+        retarget=retarget, steps=steps, seed=seed, to=to, cache=cache,
     )  # fmt: skip
     ids = None
     if calib is not None:
@@ -121,7 +126,14 @@ def quantize_command(
 
 
 def _mixed(
-    directory: Path, out: Path, request: Any, ids: Any, report: Any, bits: float, percent: float, text: Path | None
+    directory: Path,
+    out: Path,
+    request: Any,
+    ids: Any,
+    report: Any,
+    bits: float,
+    percent: float,
+    text: Path | None,
 ) -> Any:
     """The request with a scheme for every layer."""
     from pennyweight.errors import InputError
@@ -174,6 +186,57 @@ def _verified(directory: Path, out: Path, text: Path, window: int) -> dict[str, 
         "perplexity": found.value,
         "perplexity in float": perplexity(load(directory), ids, window, progress=True).value,
     }
+
+
+@app.command("train")
+def train_command(
+    directory: Directory,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder or file to write.")],
+    text: Annotated[Path, typer.Option(help="Training text: .txt, .jsonl, or token ids as .npy, .npz, .pt.")],
+    scheme: SchemeName = "w4a8",
+    group: GroupSize = None,
+    head: Head = "",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of AdamW.")] = 200,
+    lr: Annotated[float, typer.Option(help="Greatest learning rate; it falls to 0 on a cosine.")] = 3e-4,
+    batch: Annotated[int, typer.Option(min=1, help="Windows of a step.")] = 8,
+    window: Annotated[int, typer.Option(min=2, help="Tokens of a window.")] = 256,
+    lora: Annotated[
+        int,
+        typer.Option(min=0, help="Rank of what is learned beside weights that stay; 0 learns the weights."),
+    ] = 0,
+    distill: Annotated[
+        float,
+        typer.Option(min=0.0, help="Factor of the divergence from the float model; 0 for the text alone."),
+    ] = 1.0,
+    amp: Annotated[bool, typer.Option("--amp", help="Compute in bfloat16 where autocast allows.")] = False,
+    to: Annotated[str, typer.Option(help="Format of the result.")] = "pennyweight",
+    verify: Annotated[
+        Path | None,
+        typer.Option(help="Read the result back and take its perplexity on this text, and in float."),
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Train DIRECTORY with rounded weights and activations, distilled from its float self; write the codes.
+
+    Example: pennyweight llm train llama/ -o llama-w4/ --scheme w4a8 --text train.txt --steps 500 --lora 16
+    """
+    from pennyweight.llm import directory as directories
+    from pennyweight.llm.text import read_tokens
+    from pennyweight.llm.train import Training, train
+
+    request = Training(scheme, group, head, steps, lr, batch, window, lora, distill, amp, seed, to)
+    events: list[dict[str, Any]] = []
+
+    def report(event: dict[str, Any]) -> None:
+        events.append(event)
+        note(progress_line(event))
+
+    train(directory, out, request, read_tokens(text, directories.Directory(directory)), report)
+    result: dict[str, Any] = {"out": str(out)}
+    if verify is not None:
+        result |= _verified(directory, out, verify, window)
+    emit({**result, "events": events}, {"": [{"result": k, "value": v} for k, v in result.items()]}, json)
 
 
 @app.command("perplexity")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pennyweight import kernels as kernels  # the opaque ops that converted modules call
 from pennyweight.errors import FormatError, InputError, PennyweightError
 from pennyweight.llm.block import round_tokens
+from pennyweight.llm.cache import round_cache
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.schemes import Scheme, bits_of
 from pennyweight.llm.skeleton import Skeleton, put, put_module
@@ -109,7 +110,9 @@ def load(path: str | Path) -> nn.Module:
             raise InputError(f"directories quantized as {kind!r} cannot be read", site=directory.path.name,
                              hint=f"Known: {', '.join(readers)}.")  # fmt: skip
         layers, made_of = readers[kind](directory)
-    return assemble(directory, layers, made_of)
+    model = assemble(directory, layers, made_of)
+    cache = directory.scheme.get("cache")
+    return round_cache(model, str(cache)) if cache else model
 
 
 def assemble(directory: Directory, layers: dict[str, Solved], made_of: set[str] = frozenset()) -> nn.Module:  # type: ignore[assignment]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pennyweight.formats import grids
+from pennyweight.llm.superblock import Superblock, is_superblock
 from pennyweight.qtensor import QTensor
 from pennyweight.ranges import RangeRule
 from pennyweight.ranges.minmax import MinMax
@@ -45,6 +46,7 @@ class Method:
         gram: whether it reads the second moments of the inputs.
         awq: whether inputs are first scaled as AWQ does.
         trains: whether the roundings of a block are then trained together.
+        ruled: whether ranges stay as a rule found them, which superblocks need.
         about: one line, for listings.
     """
 
@@ -52,6 +54,7 @@ class Method:
     gram: bool = False
     awq: bool = False
     trains: bool = False
+    ruled: bool = False
     about: str = ""
 
 
@@ -61,11 +64,20 @@ methods: Registry[Method] = Registry("methods")
 def searched(spec: QuantSpec) -> RangeRule:
     """The range rule of least squared error; a coarser search for 8 bits, whose best range is near the extremes."""
     few = grids[spec.grid].bits <= 4
-    return MSE(steps=60 if few else 20, shrink=0.3 if few else 0.8)
+    return _storable(MSE(steps=60 if few else 20, shrink=0.3 if few else 0.8), spec)
+
+
+def extremes(spec: QuantSpec) -> RangeRule:
+    """The range rule of the extremes."""
+    return _storable(MinMax(), spec)
+
+
+def _storable(rule: RangeRule, spec: QuantSpec) -> RangeRule:
+    return Superblock(rule) if is_superblock(spec) else rule
 
 
 def _rtn(problem: Problem) -> QTensor:
-    return solvers["rtn"](problem.weight, problem.spec, MinMax())
+    return solvers["rtn"](problem.weight, problem.spec, extremes(problem.spec))
 
 
 def _searched(problem: Problem) -> QTensor:
@@ -89,8 +101,10 @@ def _by_inputs(solver: str, rule: Callable[[QuantSpec], RangeRule]) -> Callable[
     return solve
 
 
-methods.add("rtn", Method(_rtn, about="round to nearest, ranges of the extremes"))
-methods.add("searched", Method(_searched, about="round to nearest, ranges of least squared error"))
+methods.add("rtn", Method(_rtn, ruled=True, about="round to nearest, ranges of the extremes"))
+methods.add(
+    "searched", Method(_searched, ruled=True, about="round to nearest, ranges of least squared error")
+)
 methods.add("hqq", Method(_hqq, about="half-quadratic: ranges that forgive outliers, without data"))
 methods.add(
     "weighted",
@@ -103,6 +117,7 @@ methods.add(
     Method(
         _by_inputs("gptq", searched),
         gram=True,
+        ruled=True,
         about="GPTQ: columns of much input first, groups fixed before",
     ),
 )

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,10 @@ class Damages:
         """
         names = list(self.found)
         groups = [
-            [Choice(str(b), damage, {"bits": float(b * self.sizes[n])}) for b, damage in self.found[n].items()]
+            [
+                Choice(str(b), damage, {"bits": float(b * self.sizes[n])})
+                for b, damage in self.found[n].items()
+            ]
             for n in names
         ]
         limit = bits * sum(self.sizes.values())
@@ -153,7 +157,9 @@ def damages(path: str | Path, request: Request, ids: Tensor, folder: Path, repor
         for i in reversed(range(len(skeleton.blocks))):
             _, states = load_states(Path(kept) / f"{i}")
             slope = _block(run, found, i, states["hidden"], slope, calls)
-            run.say("measured", skeleton.blocks[i], number=len(skeleton.blocks) - i, count=len(skeleton.blocks))
+            run.say(
+                "measured", skeleton.blocks[i], number=len(skeleton.blocks) - i, count=len(skeleton.blocks)
+            )
     found.found = {n: found.found[n] for n in sorted(found.found)}
     return found
 
@@ -163,10 +169,11 @@ def _last_slope(skeleton: Skeleton, calls: Calls, ids: Tensor, hidden: Tensor, s
     parts, drawn = [], torch.Generator().manual_seed(seed)
     size = batch_size(ids.shape[1])
     speaks = bool(getattr(skeleton.model, "can_generate", bool)())
-    for part, x in zip(ids.split(size), hidden.split(size), strict=True):
-        with torch.enable_grad():
+    with torch.enable_grad(), skeleton.on_demand():
+        for part, x in zip(ids.split(size), hidden.split(size), strict=True):
             leaf = x.detach().clone().requires_grad_()
-            loss = carried(skeleton, calls, part, leaf, lambda y, part=part: _loss(y, part if speaks else None, drawn))
+            wanted = part if speaks else None
+            loss = carried(skeleton, calls, part, leaf, partial(_loss, ids=wanted, drawn=drawn))
             if not loss.requires_grad:
                 raise GraphError("the model's result does not depend on its blocks", site=skeleton.path)
             parts.append(torch.autograd.grad(loss, leaf)[0])
@@ -194,7 +201,9 @@ def _block(run: Run, found: Damages, index: int, hidden: Tensor, slope: Tensor, 
 
     batches = list(hidden.split(batch_size(hidden.shape[1])))
     groups = groups_of(block, go, batches[0][:1], names)
-    observe(block, Streams(go, batches), groups, dict.fromkeys(names, next(iter(found.schemes.values()))), True)
+    observe(
+        block, Streams(go, batches), groups, dict.fromkeys(names, next(iter(found.schemes.values()))), True
+    )
     slopes: dict[str, Tensor] = {}
     before, tokens = [], 0
     with _squares(block, names, slopes):
@@ -248,7 +257,12 @@ def _squares(block: nn.Module, names: Iterable[str], slopes: dict[str, Tensor]) 
 
 
 def to_bits(
-    path: str | Path, out: str | Path, request: Request, bits: float, ids: Tensor, report: Report = lambda _: None
+    path: str | Path,
+    out: str | Path,
+    request: Request,
+    bits: float,
+    ids: Tensor,
+    report: Report = lambda _: None,
 ) -> Request:
     """The request with a scheme for every layer, whose codes have `bits` bits on average at most.
 
@@ -302,7 +316,9 @@ def to_perplexity(
         place = Path(tempfile.mkdtemp(dir=out.parent, prefix=".trial-"))
         try:
             quantize(path, place / "model", replace(found.request(request, chosen), to="pennyweight"), ids)
-            loss = 100 * (perplexity(load(place / "model"), text, request.window, limit=limit).value / base - 1)
+            loss = 100 * (
+                perplexity(load(place / "model"), text, request.window, limit=limit).value / base - 1
+            )
         finally:
             shutil.rmtree(place)
         found.say(chosen, loss=loss)

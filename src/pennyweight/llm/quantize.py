@@ -14,6 +14,7 @@ from pennyweight.errors import FormatError, InputError, NonFinite, NothingQuanti
 from pennyweight.formats import grids
 from pennyweight.formats.integer import Integer
 from pennyweight.llm.block import linears
+from pennyweight.llm.cache import cache_spec
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.estimate import estimate
 from pennyweight.llm.job import Job
@@ -22,8 +23,9 @@ from pennyweight.llm.request import Report, Request, Run, schemes_of
 from pennyweight.llm.rotate import rotation, turned
 from pennyweight.llm.schemes import Scheme, scheme_of
 from pennyweight.llm.skeleton import Skeleton
-from pennyweight.llm.steps import no_data, outer, with_data
+from pennyweight.llm.steps import Behind, no_data, outer, solves_ends, with_data
 from pennyweight.llm.stream import enter
+from pennyweight.llm.superblock import is_superblock
 from pennyweight.llm.targets import Quantized, targets
 
 
@@ -60,13 +62,14 @@ def quantize(
     _check_request(request, scheme, ids)
     skeleton = Skeleton(directory)
     schemes = schemes_of(skeleton, request, scheme)
-    _check_schemes(skeleton, schemes)
+    check_schemes(skeleton, schemes)
     target.check(directory, schemes)
     if skeleton.turned and not target.turned:
         raise InputError(
             f"{request.to} files have no place for layers that this family keeps as [in, out]",
             site=min(skeleton.turned).removesuffix(".weight"), hint="--to pennyweight or dwt.",
         )  # fmt: skip
+    _check_cache(skeleton, request)
     digest = None if ids is None else hashlib.sha256(ids.numpy().tobytes()).hexdigest()
     if out.parent.is_dir():
         _check_room(directory, skeleton, scheme, ids, out.parent)
@@ -81,9 +84,9 @@ def quantize(
             ids = torch.arange(16)[None] % int(directory.config.get("vocab_size") or 1)
     try:
         with torch.no_grad():
-            _blocks(run, job, ids)
+            behind = _blocks(run, job, ids)
             if not job.outer.is_file():
-                outer(run).save(job.outer)
+                outer(run, behind).save(job.outer)
     except (
         NonFinite,
         FormatError,
@@ -134,13 +137,35 @@ def _check_request(request: Request, scheme: Scheme, ids: Tensor | None) -> None
         )
     if not 0 <= request.smooth < 1:
         raise InputError(f"an exponent of {request.smooth}", hint="--smooth 0.5; from 0 to below 1.")
+    if is_superblock(scheme.weight) and not method.ruled:
+        raise InputError(
+            f"{request.method!r} moves ranges off the 6 bits that superblocks keep them in", spec=str(scheme.weight),
+            hint=f"--method {', '.join(n for n, m in methods.items() if m.ruled)}.",
+        )  # fmt: skip
     if method.trains and not isinstance(grids[scheme.weight.grid], Integer):
         raise InputError(
             f"{request.method!r} trains codes of integers", spec=str(scheme.weight), hint="--method gptq."
         )
 
 
-def _check_schemes(skeleton: Skeleton, schemes: dict[str, Scheme]) -> None:
+def _check_cache(skeleton: Skeleton, request: Request) -> None:
+    """Refuse a rounded cache that does not exist, or that the file has no place for.
+
+    Raises:
+        InputError: with the reason.
+    """
+    if not request.cache:
+        return
+    cache_spec(request.cache)
+    if request.to != "pennyweight":
+        raise InputError(f"{request.to} files have no place for a cache's format", spec=request.cache,
+                         hint="--to pennyweight.")  # fmt: skip
+    if not getattr(skeleton.model, "can_generate", bool)():
+        raise InputError("the model keeps no keys and values", site=type(skeleton.model).__name__,
+                         hint="Leave --cache out.")  # fmt: skip
+
+
+def check_schemes(skeleton: Skeleton, schemes: dict[str, Scheme]) -> None:
     """Refuse a group that divides no layer's inputs, and blocks without linear layers, before any work is done."""
     if not any(linears(skeleton.model.get_submodule(path)) for path in skeleton.blocks):
         kinds = sorted({type(m).__name__ for m in skeleton.block(0).modules() if m._parameters})
@@ -150,7 +175,7 @@ def _check_schemes(skeleton: Skeleton, schemes: dict[str, Scheme]) -> None:
     for path in skeleton.blocks:
         for name, layer in linears(skeleton.model.get_submodule(path)).items():
             try:
-                schemes[f"{path}.{name}"].weight.scale_shape((layer.out_features, layer.in_features))
+                schemes[f"{path}.{name}"].weight.bits_per_element((layer.out_features, layer.in_features))
             except PennyweightError as error:
                 shapes = str((layer.out_features, layer.in_features))
                 raise type(error)(error.what, site=f"{path}.{name}", spec=error.spec, shapes=shapes,
@@ -168,17 +193,18 @@ def _check_room(
         )  # fmt: skip
 
 
-def _blocks(run: Run, job: Job, ids: Tensor | None) -> None:
-    """Every block that is not done yet."""
+def _blocks(run: Run, job: Job, ids: Tensor | None) -> Behind | None:
+    """Every block that is not done yet; returns what is behind the last, where layers are solved on it."""
     skeleton, count = run.skeleton, len(run.skeleton.blocks)
     done, states = job.resume()
     if ids is None:
         for i in range(count):
             if not job.block(i).is_file():
                 no_data(run, i).save(job.block(i))
-        return
-    if done == count:
-        return
+        return None
+    ends = solves_ends(run)
+    if done == count and (not ends or job.outer.is_file()):
+        return None
     first, calls = enter(skeleton, ids)
     if run.turn is not None:
         first = turned(first, run.turn)
@@ -191,4 +217,6 @@ def _blocks(run: Run, job: Job, ids: Tensor | None) -> None:
         if done and i == done:
             run.say("resumed", skeleton.blocks[i])
         with_data(run, i, states, calls).save(job.block(i))
-        job.keep(i + 1, states if i + 1 < count else {})
+        kept = states if i + 1 < count else {"hidden": states["hidden"]} if ends else {}
+        job.keep(i + 1, kept)
+    return Behind(states["hidden"], ids, calls) if ends else None

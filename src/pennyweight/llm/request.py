@@ -42,6 +42,7 @@ class Request:
         steps: of methods that train.
         seed: of the choice of windows.
         to: format of the result, see `targets`.
+        cache: int8 or int4 keys and values, see `cache`; empty leaves them in float.
         layers: schemes of single layers of the blocks, pairs of path and text; see `mixed`.
     """
 
@@ -61,6 +62,7 @@ class Request:
     steps: int = 200
     seed: int = 0
     to: str = "pennyweight"
+    cache: str = ""
     layers: tuple[tuple[str, str], ...] = ()
 
 

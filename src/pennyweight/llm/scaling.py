@@ -54,7 +54,12 @@ def smooth_scale(weights: list[Tensor], peak: Tensor, alpha: float) -> Tensor:
 
 
 def scale_inputs(
-    block: nn.Module, streams: Streams, groups: list[Group], schemes: dict[str, Scheme], *, smooth: float,
+    block: nn.Module,
+    streams: Streams,
+    groups: list[Group],
+    schemes: dict[str, Scheme],
+    *,
+    smooth: float,
     awq: bool,
 ) -> dict[str, str]:
     """Scale the inputs of every group that something can absorb the scale of; the block computes what it did.

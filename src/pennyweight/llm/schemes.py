@@ -6,6 +6,7 @@
     w4a16 .. w2a16 weights alone; also w3, w5, w6
     w4a4           activations int4 per token
     nf4, mxfp4     weights alone, on levels
+    q4_k .. q6_k   weights alone, as llama.cpp's files of these names have them: groups whose scales have 6 or 8 bits
 
 A spec text such as `int4[32]^fp16` is a scheme too, weights alone; `int4[32]^fp16/uint8[1,*]+z` says the activations.
 """
@@ -22,7 +23,9 @@ from pennyweight.plan import LayerPlan
 from pennyweight.spec import QuantSpec
 
 NAMES = ("w8a8", "w8a8-static", "w8a16", "w6a16", "w5a16", "w4a8", "w4a16", "w4a4", "w3a8", "w3a16", "w2a8", "w2a16",
-         "nf4", "mxfp4")  # fmt: skip
+         "nf4", "mxfp4", "q4_k", "q5_k", "q6_k")  # fmt: skip
+K_SPECS = {"q4_k": "uint4[32]+zf^(uint6[8]^fp16)", "q5_k": "uint5[32]+zf^(uint6[8]^fp16)",
+           "q6_k": "int6[16]^(int8[16]^fp16)"}  # fmt: skip
 _NAME = re.compile(r"w([2345678])a(4|8|16)(-static)?")
 
 
@@ -84,6 +87,12 @@ def scheme_of(name: str, group: int | None = None, *, asymmetric: bool = False) 
     """
     if "[" in name:
         return Scheme.parse(name)
+    if name in K_SPECS:
+        if asymmetric or group not in (None, 0, QuantSpec.parse(K_SPECS[name]).block[-1]):
+            raise InputError(
+                f"{name} says its groups and minima itself", hint="Leave --group and --asymmetric out."
+            )
+        return Scheme(QuantSpec.parse(K_SPECS[name]))
     if name in ("nf4", "mxfp4"):
         if asymmetric:
             raise InputError(f"{name} has no zero point", hint="Leave --asymmetric out.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,19 +20,19 @@ from pennyweight.llm.block import (
     input_params,
     linears,
     observe,
+    round_tokens,
     rounding,
     solve_group,
 )
 from pennyweight.llm.job import Part
-from pennyweight.llm.methods import Problem, relative_loss, searched
+from pennyweight.llm.methods import Problem, extremes, relative_loss, searched
 from pennyweight.llm.request import Run
 from pennyweight.llm.rotate import rotate_block, turned
 from pennyweight.llm.scaling import scale_inputs
 from pennyweight.llm.schemes import Scheme
 from pennyweight.llm.store import Solved
-from pennyweight.llm.stream import Calls, batch_size, enter
+from pennyweight.llm.stream import Calls, batch_size, carried, enter
 from pennyweight.qtensor import QTensor
-from pennyweight.ranges.minmax import MinMax
 from pennyweight.solvers import solvers
 
 
@@ -150,8 +151,62 @@ def _train(
         run.say("layer", f"{path}.{name}", loss=outcome.losses[name], scheme=str(schemes[name].weight))
 
 
-def outer(run: Run) -> Part:
+@dataclass
+class Behind:
+    """What is behind the last block.
+
+    Attributes:
+        hidden: [windows, length, width].
+        ids: that it came from, int64 [windows, length].
+        calls: how blocks are called.
+    """
+
+    hidden: Tensor
+    ids: Tensor
+    calls: Calls
+
+
+def solves_ends(run: Run) -> bool:
+    """Whether layers outside of the blocks are solved on what they read. Rotated, they are rounded to nearest."""
+    skeleton = run.skeleton
+    ends = (skeleton.model.get_submodule(n) for n in run.schemes if not skeleton.inside(n))
+    return run.method.gram and run.turn is None and any(isinstance(m, nn.Linear) for m in ends)
+
+
+def end_grams(run: Run, behind: Behind) -> dict[str, Tensor]:
+    """Second moments of what linear layers outside of the blocks read, [in, in], by path; of those that run."""
+    skeleton = run.skeleton
+    found: dict[str, Tensor] = {}
+    tokens: dict[str, int] = {}
+    handles = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: tuple[Tensor]) -> None:
+            x = round_tokens(args[0].reshape(-1, args[0].shape[-1]).float(), run.schemes[name])
+            found[name] = found[name].addmm_(x.T, x) if name in found else x.T @ x
+            tokens[name] = tokens.get(name, 0) + len(x)
+
+        return look
+
+    for name in run.schemes:
+        module = skeleton.model.get_submodule(name)
+        if not skeleton.inside(name) and isinstance(module, nn.Linear):
+            handles.append(module.register_forward_pre_hook(hook(name)))
+    size = batch_size(behind.ids.shape[1])
+    try:
+        with torch.no_grad(), skeleton.on_demand():
+            for ids, hidden in zip(behind.ids.split(size), behind.hidden.split(size), strict=True):
+                carried(skeleton, behind.calls, ids, hidden, lambda result: None)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {n: h / tokens[n] for n, h in found.items()}
+
+
+def outer(run: Run, behind: Behind | None = None) -> Part:
     """Layers and tables outside of the blocks, rounded to nearest: searched ranges, extremes for `rtn`.
+
+    Linear layers whose inputs are given are solved as those of the blocks are.
 
     Raises:
         SpecError: if a spec does not fit a table.
@@ -159,6 +214,7 @@ def outer(run: Run) -> Part:
     layers: dict[str, Solved] = {}
     losses: dict[str, float] = {}
     floats = {} if run.turn is None else _rotated_ends(run, run.turn)
+    grams = {} if behind is None else end_grams(run, behind)
     for name, scheme in run.schemes.items():
         if run.skeleton.inside(name):
             continue
@@ -167,9 +223,14 @@ def outer(run: Run) -> Part:
             run.skeleton.fill(name, recurse=False)
             weight = run.skeleton.model.get_parameter(f"{name}.weight").detach()
             run.skeleton.empty(name, recurse=False)
-        rule = MinMax() if run.request.method == "rtn" else searched(scheme.weight)
-        q: QTensor = solvers["rtn"](weight, scheme.weight, rule)
-        layers[name], losses[name] = Solved(scheme, q), relative_loss(weight, q, None)
+        rule = extremes(scheme.weight) if run.request.method == "rtn" else searched(scheme.weight)
+        gram = grams.get(name)
+        q: QTensor = (
+            solvers["rtn"](weight, scheme.weight, rule)
+            if gram is None
+            else run.method.solve(Problem(weight, scheme.weight, gram))
+        )
+        layers[name], losses[name] = Solved(scheme, q), relative_loss(weight, q, gram)
         run.say("layer", name, loss=losses[name], scheme=str(scheme.weight))
     return Part(layers, floats, losses)
 

@@ -118,9 +118,7 @@ def enter(skeleton: Skeleton, ids: Tensor, *, through: bool = False) -> tuple[Te
     return hidden, calls
 
 
-def carried(
-    skeleton: Skeleton, calls: Calls, ids: Tensor, hidden: Tensor, see: Callable[[Any], Any]
-) -> Any:
+def carried(skeleton: Skeleton, calls: Calls, ids: Tensor, hidden: Tensor, see: Callable[[Any], Any]) -> Any:
     """Run what is behind the blocks, as if these made `hidden`, and look at the result.
 
     Args:

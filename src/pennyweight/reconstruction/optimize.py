@@ -158,7 +158,13 @@ class _Learner:
         self.block, self.settings = block, settings
         self.signs = settings.rounding == "signs"
         self.learned = [
-            (t, n, SignRounding(w, t.solved[n], settings.stretch) if self.signs else SoftRounding(w, t.solved[n]))
+            (
+                t,
+                n,
+                SignRounding(w, t.solved[n], settings.stretch)
+                if self.signs
+                else SoftRounding(w, t.solved[n]),
+            )
             for t, n, w in block.weights
             if can_soften(t.solved[n])
         ]

@@ -45,7 +45,7 @@ class Quantized:
             mine = {n for n in wanted if (not self.skeleton.inside(n) if outer else n.startswith(lead))}
             mine -= {f"{name}.weight" for name in part.layers}
             for name, source in self.skeleton.ties.items():
-                if name not in part.floats and source in mine and source not in part.floats:
+                if name not in part.floats and source in mine:
                     mine.discard(name)  # stored once, under the name it is tied to
             names = {n: self.skeleton.stored(n) for n in sorted(mine - set(part.floats))}
             loaded = self.directory.load(set(names.values()))
@@ -63,7 +63,7 @@ class Quantized:
             layers = {path for file in self.files[-1:] for path in Part.load(file).layers}
             floats = {path for file in self.files[-1:] for path in Part.load(file).floats}
             paths = {name.removesuffix(".weight"), source.removesuffix(".weight")}
-            if layers & paths or {name, source} & floats:
+            if layers & paths or name in floats:
                 return True
         return False
 

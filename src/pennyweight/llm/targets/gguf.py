@@ -3,6 +3,7 @@
 int4[32]^fp16       Q4_0      uint4[32]+z^fp16   Q4_1 (its minimum is `-z s`, rounded to float16)
 int5[32]^fp16       Q5_0      uint5[32]+z^fp16   Q5_1
 int8[32]^fp16       Q8_0      int6[16]^(int8[16]^fp16)   Q6_K
+uint4[32]+zf^(uint6[8]^fp16)  Q4_K,  uint5[32]+zf^(uint6[8]^fp16)  Q5_K, see `superblock`
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from pennyweight.errors import FormatError, InputError
 from pennyweight.llm.directory import Directory, read_json
 from pennyweight.llm.schemes import Scheme
 from pennyweight.llm.skeleton import configuration
+from pennyweight.llm.superblock import multiples
 from pennyweight.llm.targets import Quantized, targets
 from pennyweight.qtensor import QTensor
 
 KINDS = {  # text of a spec to a type
     "int4[32]^fp16": "Q4_0", "uint4[32]+z^fp16": "Q4_1", "int5[32]^fp16": "Q5_0", "uint5[32]+z^fp16": "Q5_1",
     "int8[32]^fp16": "Q8_0", "int8n[32]^fp16": "Q8_0", "int6[16]^(int8[16]^fp16)": "Q6_K",
+    "uint4[32]+zf^(uint6[8]^fp16)": "Q4_K", "uint5[32]+zf^(uint6[8]^fp16)": "Q5_K",
 }  # fmt: skip
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 HALVES = frozenset({"llama"})  # whose rotary pairs are neighbours there, halves of a head in transformers
-WHY_K = "Q4_K and Q5_K keep scales and minima of 6 bits each, which no scheme here has"
+WHY_K = "Q4_K and Q5_K keep scales and minima of 6 bits each: schemes q4_k and q5_k"
 
 
 def package() -> Any:
@@ -110,8 +113,39 @@ def _q6_k(q: QTensor) -> np.ndarray[Any, Any]:
     return np.concatenate([p.astype(np.uint8) for p in parts], 1)
 
 
+def _ranges(q: QTensor) -> list[np.ndarray[Any, Any]]:
+    """d [n, 2], e [n, 2] and the 6-bit multiples [n, 12] of superblocks: the first four whole, the others in two."""
+    d, e, scales, minima = multiples(q)
+    a, b = scales.numpy(), minima.numpy()
+    parts = [
+        a[:, :4] | (a[:, 4:] >> 4 << 6),
+        b[:, :4] | (b[:, 4:] >> 4 << 6),
+        (a[:, 4:] & 15) | ((b[:, 4:] & 15) << 4),
+    ]
+    return [_halves(d), _halves(e), np.concatenate(parts, 1)]
+
+
+def _pairs(codes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """[n, 4, 2, 32] below 16 to [n, 128]: 32 in the low halves of bytes, the next 32 in the high ones."""
+    packed: np.ndarray[Any, Any] = (codes[:, :, 0] | (codes[:, :, 1] << 4)).reshape(len(codes), 128)
+    return packed
+
+
+def _q4_k(q: QTensor) -> np.ndarray[Any, Any]:
+    codes = _blocks(q, 256, 0).reshape(-1, 4, 2, 32)
+    return np.concatenate([*_ranges(q), _pairs(codes)], 1)
+
+
+def _q5_k(q: QTensor) -> np.ndarray[Any, Any]:
+    codes = _blocks(q, 256, 0).reshape(-1, 4, 2, 32)
+    fifth = (codes >> 4).reshape(-1, 8, 32)
+    high = np.packbits(fifth, axis=1, bitorder="little").reshape(-1, 32)
+    return np.concatenate([*_ranges(q), high, _pairs(codes & 15)], 1)
+
+
 WRITERS: dict[str, Callable[[QTensor], np.ndarray[Any, Any]]] = {
     "Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "Q6_K": _q6_k,
+    "Q4_K": _q4_k, "Q5_K": _q5_k,
 }  # fmt: skip
 
 

@@ -80,6 +80,8 @@ class Pennyweight:
         path.mkdir()
         notes = write_shards(model, path, pack)
         quantization = {"quant_method": METHOD, "version": 1, "made": model.request, "layers": notes}
+        if model.request.get("cache"):
+            quantization["cache"] = model.request["cache"]
         write_config(model, path, quantization)
         model.copy_text_files(path)
 
