@@ -35,6 +35,26 @@ def test_steps_of_any_length_are_the_whole_window(file, ids, backend):
         seen = end + 1
 
 
+def test_keys_and_values_of_8_bits(file, ids):
+    from pennyweight.llm.decoder import lower_decoder
+    from pennyweight.runtime.session import Session
+
+    program = lower_decoder(load(file.parent / "own"), cache="int8")
+    want = logits(load(file.parent / "own"), ids[:1])[0].numpy()
+    whole, single = (Decoding(Session(program, threads=1)) for _ in range(2))
+    reference = Decoding(Session(program, backend="reference"))
+    for token in ids[0].tolist():
+        got = single.step([token])
+    n = len(ids[0])
+    assert [k.dtype for k in single._kept] == [np.uint8, np.float32]
+    first = whole.step(ids[0, : n // 2].tolist())
+    last = whole.step(ids[0, n // 2 :].tolist())
+    top = np.abs(want).max()
+    assert np.abs(last - got).max() < 2e-3 * top  # one by one or many at once: the same codes are kept
+    assert np.abs(reference.step(ids[0, : n // 2].tolist()) - first).max() < 1e-3 * top
+    assert 0 < np.abs(last - want[-1]).max() < 0.05 * top
+
+
 def test_generation_is_that_of_transformers_past_the_first_stride(file):
     model = load(file.parent / "own")
     start = [5, 6, 7, 9]

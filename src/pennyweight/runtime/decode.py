@@ -36,12 +36,16 @@ class Decoding:
         self.session = session
         self.about: dict[str, Any] = about
         self.window = int(about["window"])
-        self._past = self._room(STRIDE)
+        self.rounded = about.get("cache", "") == "int8"
+        self._kept = self._room(STRIDE)  # keys and values, and of rounded ones the ranges
         self.count = 0
 
-    def _room(self, places: int) -> Array:
+    def _room(self, places: int) -> list[Array]:
         about = self.about
-        return np.zeros((2, about["blocks"], about["heads"], places, about["width"]), np.float32)
+        shape = (2, about["blocks"], about["heads"], places)
+        if not self.rounded:
+            return [np.zeros((*shape, about["width"]), np.float32)]
+        return [np.zeros((*shape, about["width"]), np.uint8), np.zeros((*shape, 2), np.float32)]
 
     def begin(self) -> None:
         """Forget what was said."""
@@ -66,15 +70,18 @@ class Decoding:
             raise InputError(
                 f"{self.count + n} tokens, the model was made for {self.window}", hint="Begin anew."
             )
-        if self.count + n > self._past.shape[3]:
+        if self.count + n > self._kept[0].shape[3]:
             grown = self._room(STRIDE << (-(-(self.count + n) // STRIDE) - 1).bit_length())
-            grown[..., : self.count, :] = self._past[..., : self.count, :]
-            self._past = grown
-        logits, new = self.session.run(given, self._past, np.array([self.count], np.int64))
-        self._past[..., self.count : self.count + n, :] = new.transpose(0, 1, 3, 2, 4)
+            for old, new in zip(self._kept, grown, strict=True):
+                new[..., : self.count, :] = old[..., : self.count, :]
+            self._kept = grown
+        past, *ranges = self._kept
+        logits, *found = self.session.run(given, past, np.array([self.count], np.int64), *ranges)
+        for kept, new in zip(self._kept, found, strict=True):
+            kept[..., self.count : self.count + n, :] = new.transpose(0, 1, 3, 2, 4)
         self.count += n
-        found: Array = logits[0]
-        return found
+        next_: Array = logits[0]
+        return next_
 
     def generate(
         self, ids: list[int], *, tokens: int = 64, temperature: float = 0.0, seed: int = 0
