@@ -22,6 +22,7 @@ METHODS = [
     ("lsq+", "lsq+"),
     ("tqt", "tqt"),
     ("dorefa", "clipped"),
+    ("apot", "clipped"),
 ]
 
 
