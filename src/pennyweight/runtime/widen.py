@@ -14,7 +14,7 @@ def widened(program: Program) -> Program:
 
     Casts of stored f16 and bf16 tensors to f32 and `decode_levels` are replaced by their results, so is the unpacking
     of codes of a few bits: for all but linear layers (and float convolutions, of levels), which read them as they are
-    stored where they have few rows.
+    stored where they have few rows and levels of a byte.
     """
     ops: list[Op] = []
     constants = dict(program.constants)
@@ -26,7 +26,7 @@ def widened(program: Program) -> Program:
         if op.outputs[0] not in elsewhere and _half(program, op):
             renamed[op.outputs[0]] = op.inputs[0]  # a product reads 16 bits as they are
             continue
-        value = _decoded(program, op, elsewhere)
+        value = _decoded(program, constants, op, elsewhere)
         if value is None:
             names = tuple(renamed.get(n, n) for n in op.inputs)
             ops.append(op if names == op.inputs else replace(op, inputs=names))
@@ -38,8 +38,10 @@ def widened(program: Program) -> Program:
     return replace(program, ops=ops, constants={n: c for n, c in constants.items() if n in read})
 
 
-def _decoded(program: Program, op: Op, elsewhere: set[str]) -> Constant | None:
-    found = [program.constants.get(n) for n in op.inputs]
+def _decoded(
+    program: Program, constants: dict[str, Constant], op: Op, elsewhere: set[str]
+) -> Constant | None:
+    found = [constants.get(n) for n in op.inputs]  # scales may have been decoded just before
     if op.kind not in ("cast", "unpack", "decode_levels") or any(c is None for c in found):
         return None
     source = found[0]
@@ -51,10 +53,12 @@ def _decoded(program: Program, op: Op, elsewhere: set[str]) -> Constant | None:
     if op.outputs[0] in program.outputs:
         return None
     if op.kind == "unpack":
-        if op.outputs[0] not in elsewhere:
+        table = found[1]
+        assert table is not None
+        if op.outputs[0] not in elsewhere and table.dtype == "i8":
             return None
-        (codes,) = definitions["unpack"].run([source, found[1]], op.attrs)
-        return Constant("i8", codes)
+        (codes,) = definitions["unpack"].run([source, table], op.attrs)
+        return Constant(table.dtype, codes)
     return Constant("f32", real(source)) if _half(program, op) else None
 
 

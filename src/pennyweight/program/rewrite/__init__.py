@@ -13,6 +13,7 @@ from pennyweight.program.rewrite.fuse import fuse
 from pennyweight.program.rewrite.layout import sink_transposes
 from pennyweight.program.rewrite.narrow import narrow
 from pennyweight.program.rewrite.push import push_quantize
+from pennyweight.program.rewrite.scales import small_scales
 from pennyweight.program.rewrite.shifts import by_shifts
 from pennyweight.program.rewrite.signs import lower_signs
 
@@ -30,7 +31,7 @@ def optimize(program: Program) -> Program:
         program = drop_dead(narrow(join_equal(program)))
         program = drop_dead(lower_signs(program))
         if before == [(op.kind, op.inputs, op.outputs) for op in program.ops]:
-            return drop_dead(by_shifts(program))
+            return drop_dead(small_scales(by_shifts(program)))
 
 
 __all__ = ["optimize"]
