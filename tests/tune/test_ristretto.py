@@ -8,11 +8,13 @@ from torch import nn
 
 import pennyweight as pw
 from pennyweight.errors import EmptyCalibration, RecipeError, SolverError
+from pennyweight.nn.integer import IntegerWeight
 from pennyweight.pipeline import calibrate, prepare
 from pennyweight.qtensor import quantize
 from pennyweight.ranges.fixed_point import FixedPoint
 from pennyweight.spec import QuantSpec
 from pennyweight.stats.values import Values
+from pennyweight.tune.fine_tune import fine_tuned
 from pennyweight.tune.fixed_point import GROUPS, Simulated, fixed_point_recipe
 
 
@@ -205,3 +207,78 @@ def test_powers_of_two_are_found_as_well(trained):
     assert found.widths[GROUPS[0]] in (3, 4)
     assert found.accuracy >= found.float_accuracy - 0.05
     assert all(math.log2(r["bits"]) >= 1 for r in found.rows)
+
+
+def loader(x, y):
+    return lambda: list(zip(x.split(64), y.split(64), strict=True))
+
+
+def test_fine_tuning_narrows_on_and_stays_exact(trained):
+    """What is trained keeps its powers of two: no multiplier in the program, the engine equals the interpreter."""
+    model, x, y = trained
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    batches, score = [x[:128], x[128:256]], accuracy(x, y)
+    plain = pw.tune(model, batches, evaluate=score, goal=0.02, progress=False)
+    found = pw.tune(
+        model, batches, evaluate=score, goal=0.02, train=loader(x, y), train_steps=16, progress=False
+    )
+    assert not plain.fine_tuned
+    assert found.accuracy >= found.float_accuracy - 0.02
+    assert all(found.widths[g] <= plain.widths[g] for g in GROUPS)
+    tuned = [t for t in found.journal.of("trial") if t.site == "fine-tuned"]
+    assert 1 <= len(tuned) <= 8
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    program = pw.lower(found.model, x[:4])
+    kinds = {op.kind for op in program.ops}
+    assert {"requant_shift", "requant_add_shift"} <= kinds
+    assert not {"requant", "requant_add", "add_q"} & kinds
+    (name,), (output,) = program.inputs, program.outputs
+    want = torch.from_numpy(pw.interpret(program, {name: x.numpy()})[output])
+    assert torch.equal(torch.from_numpy(pw.Session(program)(x.numpy())), want)
+    assert accuracy(x, y)(lambda _: want) == pytest.approx(found.accuracy, abs=0.01)
+    for row in found.rows:
+        assert row["IL"] + row["FL"] == row["bits"]
+
+
+def test_fine_tuning_recovers_what_rounding_to_two_bits_loses(trained):
+    model, x, y = trained
+    batches, recipe = [x[:256]], fixed_point_recipe("fixed_point", 2, 2, 2)
+    rounded = pw.convert(calibrate(prepare(model, batches[0], recipe), batches, progress=False))
+    tuned = fine_tuned(model, batches, recipe, loader(x, y), nn.functional.cross_entropy, 40)
+    with torch.no_grad():
+        lost, left = (float(nn.functional.cross_entropy(m(x), y)) for m in (rounded, tuned))
+    assert left < 0.8 * lost
+    for module in tuned.modules():
+        if isinstance(module, IntegerWeight):
+            assert torch.equal(torch.log2(module.scale), torch.log2(module.scale).round())
+
+
+def test_where_even_fine_tuning_does_not_help_the_error_says_so(trained):
+    model, x, y = trained
+
+    def evaluate(m):
+        integers = any(isinstance(module, IntegerWeight) for module in m.modules())
+        return 0.5 if integers else 1.0
+
+    with pytest.raises(SolverError, match="after 3 steps of fine-tuning"):
+        pw.tune(
+            model, [x[:64]], evaluate=evaluate, goal=0.1, train=loader(x, y), train_steps=3, progress=False
+        )
+
+
+def test_minifloats_are_found_as_well(trained):
+    model, x, y = trained
+    found = pw.tune(
+        model, [x[:128]], evaluate=accuracy(x, y), goal=0.05, formats="ristretto-minifloat", progress=False
+    )
+    assert set(found.widths) == set(GROUPS[:2])
+    assert set(found.widths.values()) <= {8, 6, 4}
+    assert found.accuracy >= found.float_accuracy - 0.05
+    assert found.accuracy == pytest.approx(found.simulated_accuracy, abs=0.01)
+    for row in found.rows:  # exponents of the greatest and the least level, as bits have room for
+        assert 0 < row["IL"] + row["FL"] < 1 << (row["bits"] - 1)
+    program = pw.lower(found.model, x[:4])
+    assert {"decode_levels", "decode", "linear_w"} & {op.kind for op in program.ops}
+    got = torch.from_numpy(pw.Session(program)(x.numpy()))
+    with torch.no_grad():
+        torch.testing.assert_close(got, found.model(x), atol=1e-4, rtol=1e-4)

@@ -18,10 +18,16 @@ from pennyweight.spec import QuantSpec
 class Clipped:
     """Nothing is learned but the weights: `dx'/dx = 1` inside of the range, 0 outside.
 
-    Ranges of weights are their extremes at every step, those of inputs the moving average of the batches' extremes.
+    Ranges of weights are their extremes at every step, those of inputs the moving average of the batches' extremes,
+    until a `Schedule` freezes them.
+
+    Args:
+        calibrated: weights start from the range that the solver found: what stays if ranges are frozen from step 0.
+
     Source: Jacob et al. 2018 (arXiv:1712.05877), section 3.
     """
 
+    calibrated: bool = False
     serves: ClassVar[frozenset[Role]] = frozenset({"weight", "input"})
     learns: ClassVar[tuple[str, ...]] = ()
 

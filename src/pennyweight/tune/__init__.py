@@ -12,19 +12,26 @@ from torch import nn
 from pennyweight.errors import InputError, RecipeError, nearest
 from pennyweight.journal import Journal
 from pennyweight.recipe import Recipe
+from pennyweight.tune.fixed_point import PARAMETERS
 from pennyweight.tune.goal import Goal, Trial, Tuning
 from pennyweight.tune.ladder import FORMATS as LAYER_FORMATS
 from pennyweight.tune.ladder import TARGETS, Climb
-from pennyweight.tune.ristretto import PARAMETERS, Tuned, search
+from pennyweight.tune.ristretto import Tuned, search
 from pennyweight.tune.sensitivities import Sensitivity, sensitivity
 
-FORMATS = {"ristretto": "fixed_point", "ristretto-pow2": "power_of_two"}
+FORMATS = {
+    "ristretto": "fixed_point",
+    "ristretto-pow2": "power_of_two",
+    "ristretto-minifloat": "minifloat",
+}
 
 
 @overload
 def tune(
     model: nn.Module, data: Iterable[Any], *, evaluate: Callable[[nn.Module], float], goal: float = 0.01,
-    formats: str = "ristretto", progress: bool = True, journal: Journal | None = None,
+    formats: str = "ristretto", train: Callable[[], Iterable[tuple[Any, Any]]] | None = None,
+    loss: Callable[[Any, Any], Any] = F.cross_entropy, train_steps: int = 0, seed: int = 0,
+    progress: bool = True, journal: Journal | None = None,
 ) -> Tuned: ...  # fmt: skip
 
 
@@ -68,7 +75,8 @@ def tune(
     Mixed models are verified with `evaluate`, by bisection along the predicted front. Once the goal is reached, mixes
     are tried only where they promise to be cheaper. The search ends within the budget, with the best found.
 
-    With a number, searches for the fewest bits of dynamic fixed point that lose no more than that, see `ristretto`.
+    With a number, searches for the fewest bits of dynamic fixed point that lose no more than that, see
+    `ristretto.search`; with `train`, fine-tunes what it finds, and narrows on.
 
     Args:
         model: in eval mode; is left untouched.
@@ -77,13 +85,15 @@ def tune(
             converted ones, which take the same inputs.
         goal: what to reach, see `Goal`.
         formats: those that a layer may have, "float32", "bf16", "int8", "int4", ... of `tune.formats`; for fixed point
-            "ristretto" (each group of tensors a width of its own) or "ristretto-pow2" (weights are powers of two).
+            "ristretto" (each group of tensors a width of its own), "ristretto-pow2" (weights are powers of two) or
+            "ristretto-minifloat" (weights are small floats, activations stay floats).
         target: what will run it; "native" is the engine here.
         budget: "10 min", "90 s", or seconds; None is without end. A trial that has begun is finished.
         recipe: what "int8" means.
         train: makes an epoch's (input, target) pairs; without it nothing is trained.
         loss: of output and target, for training.
-        train_steps: batches to train on at most; 0 for as many as the budget allows.
+        train_steps: batches to train on at most; 0 for as many as the budget allows. Of fixed point: for each
+            fine-tuning, 0 for an epoch.
         cache: a JSON file for sensitivities, reused between runs on the same model, data and recipe.
         samples: inputs on which sensitivities are measured.
         threads: of the engine; 0 for as many as torch uses now.
@@ -98,7 +108,8 @@ def tune(
         InputError: on an unknown format or target.
         RecipeError: on an unknown search.
         EmptyCalibration: if there is no batch.
-        SolverError: if scipy is missing; of fixed point, if no combination of at most 8 bits meets the goal.
+        SolverError: if scipy is missing; of fixed point, if no combination of at most 8 bits meets the goal, fine-tuned
+            where there is a loader.
 
     >>> found = pw.tune(model, batches, evaluate=accuracy, goal=pw.Goal(max_drop=0.5))     # doctest: +SKIP
     >>> print(found.met, found.chosen.speedup)                                             # doctest: +SKIP
@@ -120,7 +131,10 @@ def tune(
     name = "ristretto" if formats is None else str(formats)
     if name not in FORMATS:
         raise RecipeError(f"there is no search {name!r}", hint=nearest(name, FORMATS, "formats"))
-    return search(model, list(data), evaluate, goal, parameters=FORMATS[name], progress=progress, journal=log)
+    return search(
+        model, list(data), evaluate, goal, parameters=FORMATS[name], train=train, loss=loss, train_steps=train_steps,
+        seed=seed, progress=progress, journal=log,
+    )  # fmt: skip
 
 
 __all__ = [

@@ -18,9 +18,7 @@ from pennyweight.passes.solve import Solve, weights
 from pennyweight.pipeline import calibrate, prepare
 from pennyweight.plan import Rule
 from pennyweight.qtensor import QParams, QTensor
-from pennyweight.ranges import RangeRule
-from pennyweight.ranges.fixed_point import FixedPoint
-from pennyweight.ranges.power_of_two import PowerOfTwo
+from pennyweight.ranges import RangeRule, ranges
 from pennyweight.recipe import Recipe
 from pennyweight.solvers.rtn import rtn
 from pennyweight.spec import QuantSpec
@@ -32,15 +30,31 @@ CONVOLUTIONS = (
 )  # fmt: skip
 
 Widths = Mapping[str, int | None]
+WIDEST = 8  # of what integer kernels take
+
+
+# kind of parameters -> widths of weights that are tried, in this order
+PARAMETERS = {"fixed_point": (16, 8, 4, 2), "power_of_two": (4, 3), "minifloat": (8, 6, 4)}
+MINIFLOATS = {8: "fp8_e4m3", 6: "fp6_e2m3", 4: "fp4_e2m1"}
 
 
 def weight_spec(parameters: str, bits: int) -> QuantSpec:
-    """One scale per tensor: fixed point, or powers of two of so many bits."""
-    return QuantSpec(f"int{bits}" if parameters == "fixed_point" else f"pot{bits}")
+    """One scale per tensor: fixed point, powers of two, or floats of so many bits."""
+    grids_of = {
+        "fixed_point": f"int{bits}",
+        "power_of_two": f"pot{bits}",
+        "minifloat": MINIFLOATS.get(bits, ""),
+    }
+    return QuantSpec(grids_of[parameters])
 
 
 def weight_rule(parameters: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of the range rule of weights."""
+    """Name and options of the range rule of weights: scales are powers of two.
+
+    That of a minifloat is the bias of its exponents, which no weight exceeds.
+    """
+    if parameters == "minifloat":
+        return "mx", {"rounding": "rceil"}
     return (
         ("fixed_point", {"headroom": 1})
         if parameters == "fixed_point"
@@ -51,10 +65,10 @@ def weight_rule(parameters: str) -> tuple[str, dict[str, Any]]:
 def fixed_point_recipe(parameters: str, conv: int, fc: int, activations: int, headroom: int = 0) -> Recipe:
     """Dynamic fixed point of these widths: all scales are powers of two, one per tensor.
 
-    headroom: of activations, see `ranges.fixed_point`.
+    headroom: of activations, see `ranges.fixed_point`. Beside minifloats activations stay floats.
     """
     rule, options = weight_rule(parameters)
-    inputs = QuantSpec(f"int{activations}")
+    inputs = None if parameters == "minifloat" else QuantSpec(f"int{activations}")
     return Recipe(
         f"{parameters} {conv}/{fc}/{activations}",
         (
@@ -63,6 +77,11 @@ def fixed_point_recipe(parameters: str, conv: int, fc: int, activations: int, he
         ),
         (FoldBatchNorm(), Calibrate("fixed_point", {"headroom": headroom}), Solve("rtn", rule, options)),
     )
+
+
+def widest(parameters: str) -> int:
+    """The widest weights that kernels take."""
+    return min(WIDEST, PARAMETERS[parameters][0])
 
 
 def integer_length(scale: float, bits: int) -> int:
@@ -83,8 +102,8 @@ class Simulated:
 
     def __init__(self, model: nn.Module, batches: list[Any], parameters: str, journal: Journal) -> None:
         self.parameters, self.headroom = parameters, 0
-        start = 8 if parameters == "fixed_point" else 4
-        recipe = fixed_point_recipe(parameters, start, start, 8)
+        start = widest(parameters)
+        recipe = fixed_point_recipe(parameters, start, start, WIDEST)
         prepared = prepare(model, batches[0] if batches else None, recipe, journal=journal)
         self.model = calibrate(prepared, batches, progress=False)
         self.sites: dict[str, ActivationQuantizer] = quantizers(self.model)
@@ -92,7 +111,7 @@ class Simulated:
         found = weights(self.model, dict(self.model.named_parameters()))
         self.weights = [(twin, name, matrix.clone()) for twin, name, matrix in found]
         name, options = weight_rule(parameters)
-        self.rule: RangeRule = {"fixed_point": FixedPoint, "power_of_two": PowerOfTwo}[name](**options)
+        self.rule: RangeRule = ranges[name](**options)
         self.solved: dict[tuple[int, str, int], QTensor] = {}
 
     def group(self, twin: Any) -> str:
@@ -146,9 +165,13 @@ class Simulated:
             row = {"site": f"{twin.layer.name}:{name}", "group": self.group(twin), "bits": wide}
             if self.parameters == "fixed_point":
                 row |= {"IL": integer_length(scale, wide), "FL": -round(math.log2(scale))}
-            else:
-                most = round(math.log2(scale))  # exponents of the greatest and the least level
-                row |= {"IL": most, "FL": (1 << (wide - 1)) - 2 - most}
+            else:  # exponents of the greatest and the least level
+                levels = grids[weight_spec(self.parameters, wide).grid].levels() * scale
+                least = float(levels[levels > 0].min())
+                row |= {
+                    "IL": math.floor(math.log2(float(levels.max()))),
+                    "FL": -math.floor(math.log2(least)),
+                }
             rows.append(row)
         for site, length in self.lengths.items():
             if bits is None:

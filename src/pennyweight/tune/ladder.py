@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from pennyweight.passes.solve import Solve
 from pennyweight.pipeline import calibrate, convert, model_bytes, quantize, state
 from pennyweight.recipe import Recipe, presets
 from pennyweight.tune.costs import mixed, run_ns, single
+from pennyweight.tune.fine_tune import Loader, limited
 from pennyweight.tune.formats import layer_formats
 from pennyweight.tune.goal import Clock, Goal, Trial, Tuning, pareto, summary_of
 from pennyweight.tune.mixing import Mixer, rows_of
@@ -42,7 +43,6 @@ MOST_STEPS, FEWEST_STEPS = 1000, 200  # of learning the rounding of a layer
 LEARNING = 0.5  # of the time left, that it may take
 
 Evaluate = Callable[[nn.Module], float]
-Loader = Callable[[], Iterable[tuple[Any, Any]]]
 
 
 @dataclass
@@ -329,7 +329,7 @@ class Climb:
             a_step = max((time.perf_counter() - started) / 2, 1e-4)
             steps = max(1, int(min(seconds_left, 3600.0) * 0.8 / a_step))
             steps = min(steps, self.train_steps or steps)
-            batches = _limited(self.train, steps)  # type: ignore[arg-type]
+            batches = limited(self.train, steps)  # type: ignore[arg-type]
             fit(model, batches, epochs=1, steps_per_epoch=steps, lr=0.002, loss=self.loss, teacher=self.model,
                 reestimate=min(50, steps), progress=False)  # fmt: skip
             return convert(model)
@@ -360,23 +360,3 @@ class Climb:
         known = None if mixer is None or not mixer.known.rows else mixer.known
         return Tuning(model, self.best, self.best.recipe, self.best.met, self.goal, self.trials, front, known,
                       None if mixer is None else mixer.costs, stopped, self.clock.spent, self.journal)  # fmt: skip
-
-
-def _limited(batches: Loader, steps: int) -> Loader:
-    """As many batches, begun again where an epoch ends."""
-
-    def again() -> Iterable[tuple[Any, Any]]:
-        left = steps
-        while left:
-            before = left
-            for batch in batches():
-                yield batch
-                left -= 1
-                if not left:
-                    return
-            if left == before:
-                raise InputError(
-                    "there is no batch to train on", hint="`train` must make an epoch at every call."
-                )
-
-    return again

@@ -1,4 +1,4 @@
-"""Ristretto's search: halve the width of one group after the other, then combine what was accepted.
+"""Ristretto's search: halve the width of one group after the other, combine what was accepted, fine-tune.
 
 Source: Gysel et al. 2018 (arXiv:1604.03168), section 5.
 """
@@ -10,20 +10,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pennyweight.errors import EmptyCalibration, SolverError
 from pennyweight.journal import Journal
 from pennyweight.pipeline import calibrate, convert, prepare
 from pennyweight.recipe import Recipe
-from pennyweight.tune.fixed_point import GROUPS, Simulated, Widths, fixed_point_recipe
+from pennyweight.tune.fine_tune import Loader, fine_tuned
+from pennyweight.tune.fixed_point import (
+    GROUPS,
+    PARAMETERS,
+    WIDEST,
+    Simulated,
+    Widths,
+    fixed_point_recipe,
+    widest,
+)
 
-PARAMETERS = {
-    "fixed_point": (16, 8, 4, 2),
-    "power_of_two": (4, 3),
-}  # widths of weights that are tried, in this order
 ACTIVATIONS = (16, 8, 4, 2)
-WIDEST = 8  # of what integer kernels take
 
 
 @dataclass
@@ -35,7 +40,9 @@ class Tuned:
         recipe: what made it, to quantize or fine-tune with.
         widths: bits by group.
         headroom: bits that the integer lengths of activations have beyond Ristretto's, 0 or 1.
-        float_accuracy, simulated_accuracy, accuracy: of the float model, of the simulated one, of the integers.
+        float_accuracy, simulated_accuracy, accuracy: of the float model, of the simulated one before any fine-tuning,
+            of the converted model.
+        fine_tuned: whether its weights were trained after the search.
         rows: integer and fractional length of every site.
         journal: a `trial` event for each model that was evaluated.
     """
@@ -49,6 +56,7 @@ class Tuned:
     accuracy: float
     rows: list[dict[str, Any]]
     journal: Journal
+    fine_tuned: bool = False
 
     def table(self) -> Any:
         """The rows as a `rich.table.Table`."""
@@ -70,6 +78,10 @@ def search(
     goal: float,
     *,
     parameters: str = "fixed_point",
+    train: Loader | None = None,
+    loss: Callable[[Any, Any], Any] = F.cross_entropy,
+    train_steps: int = 0,
+    seed: int = 0,
     progress: bool = False,
     journal: Journal | None = None,
 ) -> Tuned:
@@ -79,7 +91,12 @@ def search(
     one that lost most alone, until they do not. Integer lengths of activations are one bit short of the greatest value
     seen, as Ristretto has them; where no width meets the goal so, because what saturates costs more than the bit gains,
     activations are searched once more with lengths that hold all values. The result is converted, and evaluated on its
-    integers. Arguments and errors: see `tune`.
+    integers.
+
+    With a loader to train on, the network is fine-tuned at these widths, or at the widest where the search found none,
+    and kept if that is better; then group after group, the widest first, is narrowed by a step and fine-tuned again,
+    as long as the loss is at most `goal`. Every training starts from the float model. Beside minifloats activations
+    stay floats. Arguments and errors: see `tune`.
     """
     if not batches:
         raise EmptyCalibration(
@@ -157,26 +174,59 @@ def search(
         losses.append(
             f"{baseline - last:.4g} at {accepted}" + " with lengths that hold all values" * headroom
         )
-    if together is None:
+    if together is None and train is None:
         parts = ", ".join(f"{g} at {b} bits {baseline - a:.4g}" for (g, b), a in alone.items() if b == WIDEST)
         raise SolverError(
             f"no widths of at most {WIDEST} bits lose at most {goal}: together {'; '.join(losses)}; alone {parts}",
             hint="Accept a greater loss, or fine-tune; with few samples, evaluate on more of them.",
         )
-    widest = 8 if parameters == "fixed_point" else 4
-    recipe = fixed_point_recipe(
-        parameters,
-        accepted.get(GROUPS[0], widest),
-        accepted.get(GROUPS[1], widest),
-        accepted.get(GROUPS[2], WIDEST),
-        simulated.headroom,
-    )
+    if together is None:  # fine-tuning has to make up for what is lost
+        together = measured(accepted, "together")
+
+    def recipe_of(widths: dict[str, int]) -> Recipe:
+        conv, fc = (widths.get(group, widest(parameters)) for group in GROUPS[:2])
+        return fixed_point_recipe(parameters, conv, fc, widths.get(GROUPS[2], WIDEST), simulated.headroom)
+
+    def scored(candidate: nn.Module, widths: dict[str, int], what: str) -> float:
+        with torch.no_grad():
+            found = float(evaluate(candidate))
+        log.add("trial", what, accuracy=found, headroom=simulated.headroom, **widths)
+        return found
+
+    recipe = recipe_of(accepted)
     integers = convert(calibrate(prepare(model, batches[0], recipe), batches, progress=False))
-    with torch.no_grad():
-        accuracy = float(evaluate(integers))
-    log.add("trial", "integers", accuracy=accuracy, headroom=simulated.headroom, **accepted)
+    accuracy, tuned = scored(integers, accepted, "integers"), False
+    if train is not None:
+        steps = train_steps or sum(1 for _ in train())
+
+        def trained(widths: dict[str, int]) -> tuple[nn.Module, float]:
+            made = fine_tuned(model, batches, recipe_of(widths), train, loss, steps, seed)
+            found = scored(made, widths, "fine-tuned")
+            shown(f"    fine-tuned  {', '.join(f'{g} {b}' for g, b in widths.items())}: {found:.4g}")
+            return made, found
+
+        better, found = trained(accepted)
+        if found > accuracy:
+            integers, accuracy, tuned = better, found, True
+        if baseline - accuracy > allowed:
+            raise SolverError(
+                f"at {accepted} the loss is {baseline - accuracy:.4g} after {steps} steps of fine-tuning, "
+                f"more than {goal}",
+                hint="Accept a greater loss, or train for longer.",
+            )
+        for group in sorted(accepted, key=lambda g: -accepted[g]):
+            for bits in ladders[group][ladders[group].index(accepted[group]) + 1 :]:
+                narrower = {**accepted, group: bits}
+                better, found = trained(narrower)
+                if baseline - found > allowed:
+                    break
+                accepted, integers, accuracy, tuned = narrower, better, found, True
+                together = measured(accepted, "together")
+        recipe = recipe_of(accepted)
     rows = simulated.table(accepted)
-    done = Tuned(integers, recipe, accepted, simulated.headroom, baseline, together, accuracy, rows, log)
+    done = Tuned(
+        integers, recipe, accepted, simulated.headroom, baseline, together, accuracy, rows, log, tuned
+    )
     if progress:
         from rich.console import Console
 
