@@ -46,6 +46,7 @@ from pennyweight.recipe import Recipe
 from pennyweight.spec import QuantSpec
 
 FORMATS = ("apot4", "apot3", "ternary", "binary", "w1a1")
+SIGNS = ("binary", "w1a1")
 EIGHT, SIGNAL = QuantSpec.parse("int8n[1,*]"), QuantSpec.parse("uint8[*]+z")
 
 
@@ -134,9 +135,11 @@ def prepared(name: str, slope: str, data: Data, sums: bool) -> nn.Module:
     """Ready to train, ranges from training images."""
     batches = data.calibration()
     model = training.prepare(network(name, data), batches[0], recipe(name, slope, sums))
-    if name != "w1a1":
-        return pw.calibrate(model, batches, progress=False)
-    # ranges as they are behind signs and norms of the batch, which calibration, in float, would not see
+    return observe_rounded(model, batches) if name == "w1a1" else pw.calibrate(model, batches, progress=False)
+
+
+def observe_rounded(model: nn.Module, batches: list[Tensor]) -> nn.Module:
+    """Set ranges as they are behind signs and norms of the batch, which calibration, in float, would not see."""
     with torch.no_grad():
         for batch in batches[:2]:  # the first sets them, the second confirms that they are there
             model.train()(batch)
@@ -149,7 +152,10 @@ def restored(found: dict[str, Any], data: Data) -> nn.Module:
     model = training.prepare(network(name, data), batches[0], recipe(name))
     missing = model.load_state_dict(found["state"], strict=False).missing_keys
     if missing:
-        pw.calibrate(model, batches, progress=False)
+        if name in SIGNS:
+            observe_rounded(model, batches)
+        else:
+            pw.calibrate(model, batches, progress=False)
         model.load_state_dict(found["state"], strict=False)
         print(f"calibrated after training: {len({k.rpartition('.')[0] for k in missing})} sites", flush=True)
     return model.eval()
@@ -183,7 +189,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     data = Data()
     teacher: Any = data.network().to(memory_format=torch.channels_last)
-    signs = args.format in ("binary", "w1a1")
+    signs = args.format in SIGNS
     model = prepared(args.format, args.slope, data, args.format == "w1a1" or not args.compile)
     model = model.to(memory_format=torch.channels_last)
     lr = args.lr or (0.002 if signs else 0.01)

@@ -82,12 +82,11 @@ int64_t Model::small_bytes() const {
 
 Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
   if (Slab::take(bytes, *this)) return;
-  const int64_t align = bytes >= kPage / 2 ? kPage : 64;
-  const int64_t size = (bytes + kSlack + align - 1) / align * align;
-  data_ = std::aligned_alloc(size_t(align), size_t(size));
-  if (!data_) fail("out of memory: " + std::to_string(bytes) + " bytes");
+  const int64_t align = bytes >= kPage / 2 ? kPage : 64, size = bytes + kSlack;
+  if (posix_memalign(&data_, size_t(align), size_t(size))) fail("out of memory: " + std::to_string(bytes) + " bytes");
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (align == kPage) madvise(data_, size_t(size), MADV_HUGEPAGE);
+  // whole pages alone: the last one, begun, would be taken whole
+  if (align == kPage && size >= kPage) madvise(data_, size_t(size / kPage * kPage), MADV_HUGEPAGE);
 #endif
 }
 

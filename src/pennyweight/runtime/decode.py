@@ -13,7 +13,7 @@ from pennyweight.program.ir import Array
 from pennyweight.runtime.session import Session, load
 
 KEY = "decoder"
-STRIDE = 64  # places for keys and values at first; the room doubles
+STRIDE = 64  # places for keys and values at first
 
 
 class Decoding:
@@ -71,7 +71,9 @@ class Decoding:
                 f"{self.count + n} tokens, the model was made for {self.window}", hint="Begin anew."
             )
         if self.count + n > self._kept[0].shape[3]:
-            grown = self._room(STRIDE << (-(-(self.count + n) // STRIDE) - 1).bit_length())
+            whole = STRIDE << (-(-(self.count + n) // STRIDE) - 1).bit_length()
+            step = max(STRIDE, whole // 4)  # at most a third of the room is empty when it has grown
+            grown = self._room(-(-(self.count + n) // step) * step)
             for old, new in zip(self._kept, grown, strict=True):
                 new[..., : self.count, :] = old[..., : self.count, :]
             self._kept = grown
