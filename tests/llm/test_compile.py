@@ -11,8 +11,8 @@ from pennyweight.llm.request import Request
 @pytest.mark.parametrize(
     "request_",
     [Request("w4a8", head="w8a8"), Request("w4a16"), Request("nf4", group=32), Request("w8a8-static"),
-     Request("w8a8", embeddings="int8n[1,*]"), Request("w4a8", cache="int8")],
-    ids=["w4a8", "w4a16", "nf4", "static", "tables", "cache"],
+     Request("w8a8", embeddings="int8n[1,*]")],
+    ids=["w4a8", "w4a16", "nf4", "static", "tables"],
 )  # fmt: skip
 def test_a_quantized_model_is_one_graph(llama, ids, tmp_path, request_):
     quantize(llama, tmp_path / "out", request_, ids)
