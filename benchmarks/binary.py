@@ -2,7 +2,8 @@
 
 usage: python benchmarks/binary.py [--only product conv network] [--isa avx512vnni] [--threads 2] [--seconds 1.0]
 
-product   [1024, 1024] times [1024, 1024]: bits to bits, to codes and to floats; from floats, packing included
+product   [1024, 1024] times [1024, 1024]: bits to bits, to codes and to floats; from floats, packing included; beside
+          int8, and float32 of this engine and of PyTorch
 conv      3 x 3, 256 -> 256 at 14 x 14 and 128 -> 128 at 28 x 28, float in and out, packing or rounding included
 network   a residual network of the shape of ResNet-20 (32 x 32, widths 16, 32, 64), a shortcut by every convolution:
           first and last layer int8 and signs between, all int8, eager float
@@ -87,6 +88,12 @@ def product_int8(n: int) -> Program:
     return program(ops, TensorType("u8", (n, n)), constants)
 
 
+def product_f32(n: int) -> Program:
+    """The same of floats."""
+    constants = {"w": Constant("f32", RNG.standard_normal((n, n)).astype(np.float32))}
+    return program([Op("linear_f32", ("x", "w"), ("y",))], TensorType("f32", (n, n)), constants)
+
+
 def running(made: Program, isa: str, threads: int) -> Callable[[], Any]:
     """A call that runs a program on one random input."""
     kind = made.inputs["x"]
@@ -104,6 +111,7 @@ def products(isa: str, threads: int, n: int = 1024) -> Calls:
         "bits to floats": running(product(n, "floats", True), isa, threads),
         "floats to bits": running(product(n, "bits", False), isa, threads),
         "int8": running(product_int8(n), isa, threads),
+        "float32": running(product_f32(n), isa, threads),
         "torch": lambda: torch.mm(a, b),
     }
 
@@ -207,7 +215,8 @@ def table(title: str, calls: Calls, seconds: float, work: float = 0.0) -> None:
     print(title, flush=True)
     for name, latency in found.items():
         rate = f"  {work / latency.p50 * 1e9 / 1e12:5.2f} T products/s" if work else ""
-        print(f"  {name:16s} {latency.ms:8.3f} ms{rate}  {latency.speedup_over(found['int8']):6.2f} x int8"
+        ours = f"  {latency.speedup_over(found['float32']):6.2f} x float32" if "float32" in found else ""
+        print(f"  {name:16s} {latency.ms:8.3f} ms{rate}  {latency.speedup_over(found['int8']):6.2f} x int8{ours}"
               f"  {latency.speedup_over(found['torch']):6.2f} x torch", flush=True)  # fmt: skip
 
 
