@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,6 +15,7 @@ from pennyweight.llm.load import load, logits
 from pennyweight.llm.quantize import quantize
 from pennyweight.llm.request import Request
 from pennyweight.llm.schemes import Scheme
+from pennyweight.runtime.decode import load_decoding
 
 
 @pytest.mark.parametrize(("name", "bound"), [("int8", 0.02), ("int4", 0.35)])
@@ -58,6 +60,8 @@ def test_caches_that_cannot_be(llama, tmp_path):
         quantize(llama, tmp_path / "out", Request("w8a8", cache="int3"))
     with pytest.raises(InputError, match="have no place for a cache"):
         quantize(llama, tmp_path / "out", Request("w4a16", cache="int8", to="gguf"))
+    with pytest.raises(InputError, match="have no place for a cache"):
+        quantize(llama, tmp_path / "out.dwt", Request("w8a8", cache="int4", to="dwt"))
     config = transformers.BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=128,
                                      intermediate_size=128)  # fmt: skip
     transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
@@ -70,3 +74,15 @@ def test_bytes_of_a_cache():
     assert cache_bytes("", 10, 2, 4, 16) == 2 * 10 * 2 * 4 * 64
     assert cache_bytes("int8", 10, 2, 4, 16) == 2 * 10 * 2 * 4 * 19
     assert cache_bytes("int4", 10, 2, 4, 16) == 2 * 10 * 2 * 4 * 11
+
+
+def test_a_program_keeps_what_the_model_rounds(llama, ids, tmp_path):
+    quantize(llama, tmp_path / "own", Request("w8a8", cache="int8"))
+    quantize(llama, tmp_path / "model.dwt", Request("w8a8", cache="int8", to="dwt"))
+    want = logits(load(tmp_path / "own"), ids[:1])[0].numpy()
+    decoding = load_decoding(tmp_path / "model.dwt", threads=1)
+    assert decoding.rounded
+    half = ids.shape[1] // 2
+    decoding.step(ids[0, :half].tolist())
+    got = decoding.step(ids[0, half:].tolist())
+    assert np.abs(got - want[-1]).max() < 5e-3 * np.abs(want).max()

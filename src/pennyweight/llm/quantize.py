@@ -14,7 +14,7 @@ from pennyweight.errors import FormatError, InputError, NonFinite, NothingQuanti
 from pennyweight.formats import grids
 from pennyweight.formats.integer import Integer
 from pennyweight.llm.block import linears
-from pennyweight.llm.cache import cache_spec
+from pennyweight.llm.cache import NAMES, cache_spec
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.estimate import estimate
 from pennyweight.llm.job import Job
@@ -157,9 +157,9 @@ def _check_cache(skeleton: Skeleton, request: Request) -> None:
     if not request.cache:
         return
     cache_spec(request.cache)
-    if request.to != "pennyweight":
-        raise InputError(f"{request.to} files have no place for a cache's format", spec=request.cache,
-                         hint="--to pennyweight.")  # fmt: skip
+    if (request.to, request.cache) not in {*(("pennyweight", name) for name in NAMES), ("dwt", "int8")}:
+        raise InputError(f"{request.to} files have no place for a cache of this format", spec=request.cache,
+                         hint="--to pennyweight, or --to dwt with int8.")  # fmt: skip
     if not getattr(skeleton.model, "can_generate", bool)():
         raise InputError("the model keeps no keys and values", site=type(skeleton.model).__name__,
                          hint="Leave --cache out.")  # fmt: skip

@@ -36,10 +36,11 @@ class Dwt:
 
         folder = path.with_name(path.name + ".parts")
         shutil.rmtree(folder, ignore_errors=True)
-        Pennyweight().write(model, folder)
+        plain = {k: v for k, v in model.request.items() if k != "cache"}  # the program rounds by itself
+        Pennyweight().write(Quantized(model.directory, model.skeleton, model.files, plain), folder)
         reader = folder / "tokenizer.json"
         text = reader.read_text("utf8") if reader.is_file() else ""
-        program = lower_decoder(load(folder), text)
+        program = lower_decoder(load(folder), text, str(model.request.get("cache") or ""))
         program.meta["model"] = str(model.directory.config.get("model_type"))
         write_dwt(program, path)
         shutil.rmtree(folder)
