@@ -137,18 +137,13 @@ class Bench:
         compiled = pw.compile(result, self.inputs[: net.batch])
         with torch.no_grad():
             y = torch.cat([compiled(b).clone() for b in self.inputs.split(net.batch)])
-        return self.judged(y, bits, method, seconds)
-
-    def judged(self, y: Tensor, bits: str, method: str, seconds: float) -> Row:
-        """Logits of all test images against the float ones."""
         top1, float_top1 = (
             100 * float((v.argmax(1) == self.labels).float().mean()) for v in (y, self.logits)
         )
         agree = 100 * float((y.argmax(1) == self.logits.argmax(1)).float().mean())
         noise = (y - self.logits).double().pow(2).sum() / self.logits.double().pow(2).sum()
         sqnr = -10 * float(torch.log10(noise.clamp_min(1e-20)))
-        name = self.network.name
-        return Row(name, bits, method, top1, float_top1, float_top1 - top1, agree, sqnr, len(y), seconds)
+        return Row(net.name, bits, method, top1, float_top1, float_top1 - top1, agree, sqnr, len(y), seconds)
 
 
 def rescaled(model: nn.Module, seed: int) -> nn.Module:
