@@ -19,7 +19,7 @@ extern "C" {
 typedef struct pw_model pw_model;
 typedef struct pw_plan pw_plan;
 
-enum pw_dtype { PW_F32 = 0, PW_F16 = 1, PW_BF16 = 2, PW_U8 = 3, PW_I8 = 4, PW_U4 = 5, PW_I32 = 6, PW_I64 = 7, PW_BOOL = 8 };
+enum pw_dtype { PW_F32 = 0, PW_F16 = 1, PW_BF16 = 2, PW_U8 = 3, PW_I8 = 4, PW_U4 = 5, PW_I32 = 6, PW_I64 = 7, PW_BOOL = 8, PW_I16 = 9 };
 enum pw_kind { PW_TEMPORARY = 0, PW_INPUT = 1, PW_OUTPUT = 2, PW_CONSTANT = 3 };
 
 PW_API int pw_abi_version(void);

@@ -19,6 +19,7 @@ struct Slot;
 #define PW_DECLARE(ns)                                    \
   namespace ns {                                          \
   void gemm(const GemmArgs&);                             \
+  void gemm_wide(const GemmArgs&);                        \
   void epilogue(const EpilogueArgs&);                     \
   void depthwise(const DepthwiseArgs&);                   \
   void quantize(const QuantizeArgs&);                     \

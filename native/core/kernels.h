@@ -69,6 +69,7 @@ struct Rest {
 
 // Packed weights: blocks of 16 columns; in a block, segment after segment, quads of 4 along K: [16 columns][4].
 // Every segment is padded with zeros to a multiple of `k_align`. That is one tile row per quad, so AMX reads the same.
+// Weights of 16 bits (gemm_wide) lie in the same order, two bytes each; no row is left unstored, no block split in two.
 struct GemmArgs {
   const uint8_t* a = nullptr;      // row m, segment s, byte k at a + row_offset[m] + seg_offset[s] + k
   const int64_t* row_offset = nullptr;

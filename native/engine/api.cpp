@@ -63,7 +63,7 @@ void pw_model_mapped(pw_model* m, const void* start, int64_t bytes) { m->model.m
 
 int pw_model_constant(pw_model* m, int dtype, int rank, const int64_t* dims, const void* data) {
   return guarded([&] {
-    require(dtype >= 0 && dtype <= PW_BOOL, "unknown dtype");
+    require(dtype >= 0 && dtype <= PW_I16, "unknown dtype");
     m->model.constants.push_back({dtype, checked_dims(rank, dims), data});
     return int(m->model.constants.size()) - 1;
   });
@@ -91,7 +91,7 @@ void pw_plan_free(pw_plan* p) { delete p; }
 int pw_plan_value(pw_plan* p, int kind, int index, int dtype, int rank, const int64_t* dims) {
   return guarded([&] {
     require(!p->finished, "the plan is finished");
-    require(dtype >= 0 && dtype <= PW_BOOL, "unknown dtype");
+    require(dtype >= 0 && dtype <= PW_I16, "unknown dtype");
     Plan& plan = p->plan;
     Value v;
     v.dtype = dtype;

@@ -14,7 +14,7 @@ void fail(const std::string& what) { throw Error(what); }
 int64_t dtype_size(int dtype) {
   switch (dtype) {
     case PW_F32: case PW_I32: return 4;
-    case PW_F16: case PW_BF16: return 2;
+    case PW_F16: case PW_BF16: case PW_I16: return 2;
     case PW_I64: return 8;
     default: return 1;
   }

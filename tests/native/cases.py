@@ -9,7 +9,15 @@ import numpy as np
 from pennyweight.program.ir import Constant, Op, Program, TensorType
 
 F32 = np.float32
-NAMES = {"float32": "f32", "uint8": "u8", "int8": "i8", "int32": "i32", "int64": "i64", "bool": "bool"}
+NAMES = {
+    "float32": "f32",
+    "uint8": "u8",
+    "int8": "i8",
+    "int16": "i16",
+    "int32": "i32",
+    "int64": "i64",
+    "bool": "bool",
+}
 CODES = {"zero": 7, "lo": 0, "hi": 255}
 
 
@@ -57,6 +65,18 @@ class Case:
         for place in self.rng.integers(0, w.size - 1, 1 + w.size // 300):
             w.reshape(-1)[place : place + 2] = self.rng.choice(np.array([-128, 127], np.int8))
         return self.constant(w)
+
+    def wide(self, n, *rest, extreme=False):
+        """Weights of 16 bits, powers of two or all of them, whose products with bytes add up to less than 2^31."""
+        k = int(np.prod(rest))
+        most = min(32767, (2**31 - 30000) // (255 * k))
+        if extreme:
+            w = self.rng.choice(np.array([-most, most]), (n, k))
+        else:
+            signs = self.rng.choice(np.array([-1, 0, 1]), (n, k))
+            w = signs * np.minimum(np.exp2(self.rng.integers(0, 15, (n, k))), most)
+            w[::2] = np.rint(self.rng.standard_normal((len(w[::2]), k)) * most / 4).clip(-most, most)
+        return self.constant(w.astype(np.int16).reshape(n, *rest))
 
     def multiplier(self, n, k):
         """Multipliers that spread accumulators of depth k over the codes."""

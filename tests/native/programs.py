@@ -12,6 +12,7 @@ from programs_grouped import grouped
 from programs_movement import attentions, inexact, movements, normalisations, pools, recurrents, sums
 from programs_shifts import levels, shifts
 from programs_signs import signs
+from programs_wide import wide
 
 from pennyweight.program.ir import Program
 
@@ -324,6 +325,7 @@ EXACT = (
     grouped,
     signs,
     bits,
+    wide,
     convs,
     dynamic_convs,
     chains,

@@ -12,8 +12,8 @@ namespace pw {
 namespace {
 
 // [channels, taps] to [taps, channels]; the number of taps known to the compiler where it is common.
-template <int kTaps>
-void taps_first(const int8_t* from, int64_t channels, int64_t taps, int8_t* to) {
+template <int kTaps, class T>
+void taps_first(const T* from, int64_t channels, int64_t taps, T* to) {
   const int64_t n = kTaps ? kTaps : taps;
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t t = 0; t < n; ++t) to[t * channels + c] = from[c * n + t];
@@ -34,46 +34,57 @@ int32_t sum_of(const int8_t* codes, int64_t n) {
   return int32_t(sum);
 }
 
+int32_t sum_of(const int16_t* codes, int64_t n) {
+  int32_t sum = 0;
+  for (int64_t k = 0; k < n; ++k) sum += codes[k];
+  return sum;
+}
+
 }  // namespace
 
-Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len,
-                    int64_t n_stride, int k_align, int64_t taps) {
+template <class T>
+Packed pack_weights(const T* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len, int64_t n_stride,
+                    int k_align, int64_t taps) {
+  constexpr int64_t kQuad = 4 * sizeof(T);
   const int64_t seg_pad = (seg_len + k_align - 1) / k_align * k_align;
   const int64_t blocks = (n + 15) / 16;
   Packed p;
-  p.block = int64_t(segments.size()) * seg_pad * 16;
+  p.block = int64_t(segments.size()) * seg_pad * 16 * int64_t(sizeof(T));
   p.codes = Buffer(blocks * p.block);
   p.colsum.assign(size_t((n + 63) / 64 * 64), 0);
   int8_t* out = p.codes.as<int8_t>();
   if (n % 16) std::memset(out + (blocks - 1) * p.block, 0, size_t(p.block));
-  std::vector<int8_t> turned(size_t(taps > 1 ? n_stride : 0));
+  std::vector<T> turned(size_t(taps > 1 ? n_stride : 0));
   for (int64_t column = 0; column < n; ++column) {
-    int8_t* b = out + column / 16 * p.block + column % 16 * 4;  // four codes here, the next four 64 bytes on
-    const int8_t* codes = w + column * n_stride;
+    T* b = reinterpret_cast<T*>(out + column / 16 * p.block) + column % 16 * 4;  // four codes here, the next four 64 on
+    const T* codes = w + column * n_stride;
     if (taps > 1) {
-      const auto turn = taps == 9 ? taps_first<9> : taps == 49 ? taps_first<49> : taps_first<0>;
+      const auto turn = taps == 9 ? taps_first<9, T> : taps == 49 ? taps_first<49, T> : taps_first<0, T>;
       turn(codes, n_stride / taps, taps, turned.data());
       codes = turned.data();
     }
     int32_t sum = 0;
     for (int64_t segment : segments) {
-      const int8_t* from = codes + segment;
+      const T* from = codes + segment;
       sum += sum_of(from, seg_len);
       int64_t k = 0;
-      for (; k + 4 <= seg_len; k += 4) std::memcpy(b + k * 16, from + k, 4);
+      for (; k + 4 <= seg_len; k += 4) std::memcpy(b + k * 16, from + k, kQuad);
       if (k < seg_len) {
-        int8_t rest[4] = {};
-        std::memcpy(rest, from + k, size_t(seg_len - k));
-        std::memcpy(b + k * 16, rest, 4);
+        T rest[4] = {};
+        std::memcpy(rest, from + k, size_t(seg_len - k) * sizeof(T));
+        std::memcpy(b + k * 16, rest, kQuad);
         k += 4;
       }
-      for (; k < seg_pad; k += 4) std::memset(b + k * 16, 0, 4);
+      for (; k < seg_pad; k += 4) std::memset(b + k * 16, 0, kQuad);
       b += seg_pad * 16;
     }
     p.colsum[size_t(column)] = sum;
   }
   return p;
 }
+
+template Packed pack_weights(const int8_t*, int64_t, const std::vector<int64_t>&, int64_t, int64_t, int, int64_t);
+template Packed pack_weights(const int16_t*, int64_t, const std::vector<int64_t>&, int64_t, int64_t, int, int64_t);
 
 namespace {
 

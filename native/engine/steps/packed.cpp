@@ -30,6 +30,7 @@ Coded coded(const Plan& plan, const OpNode& op) {
   const int bits = int(op.integer("bits"));
   Coded c{static_cast<const uint8_t*>(codes.data), static_cast<const int8_t*>(table.data), dims[0], 1, codes.dims[1], bits};
   for (size_t i = 1; i < dims.size(); ++i) c.columns *= dims[i];
+  require(table.dtype == PW_I8, "levels of 16 bits are expanded before they come here");
   require(bits == 1 || bits == 2 || bits == 4, "codes of so many bits have no packed form");
   require(table.count() == int64_t(1) << bits && codes.dims[0] == c.rows &&
               codes.dims[1] == (c.columns * bits + 7) / 8, "packed codes do not fit their table or shape");

@@ -86,9 +86,10 @@ void fold_zero(const Plan& plan, Tail& t, const OpNode& op, const std::vector<in
   const int32_t* bias = op.input(2) >= 0 ? static_cast<const int32_t*>(plan.constant(op.in[2]).data) : nullptr;
   for (int64_t i = 0; i < columns; ++i) t.bias[size_t(i)] = (bias ? bias[i] : 0) - zero * colsum[size_t(i)];
   // the largest accumulator that any input can make, times its multiplier, and the residual
+  const double greatest = plan.values[op.in[1]].dtype == PW_I16 ? 32768.0 : 128.0;
   bool fits = op.input(3) < 0 && !t.multiplier.empty();
   for (int64_t i = 0; i < columns && fits; ++i) {
-    const double most = 255.0 * 128.0 * double(depth) + std::fabs(double(t.bias[size_t(i)]));
+    const double most = 255.0 * greatest * double(depth) + std::fabs(double(t.bias[size_t(i)]));
     fits = most < 2147483647.0 && most * std::fabs(t.multiplier[size_t(i)]) + 256.0 * std::fabs(t.base.r_multiplier) < 1e9;
   }
   t.base.fits = fits;
@@ -107,8 +108,14 @@ void describe(Step& s, const Plan& plan, const Tail& t, const OpNode& op, int x)
   s.reads = {x, t.residual, t.row_scale, t.row_zero};
   s.writes = {t.result};
   const Value &in = plan.values[x], &out = plan.values[t.result], &w = plan.values[op.in[1]];
-  s.bytes = in.count() + w.count() + out.count() * dtype_size(out.dtype);
+  s.bytes = in.count() + w.count() * dtype_size(w.dtype) + out.count() * dtype_size(out.dtype);
   if (t.residual >= 0) s.bytes += out.count() * dtype_size(out.dtype);
+}
+
+// Which kernel multiplies, by the width of the weights.
+void choose_kernel(GemmStep& s, const Plan& plan, bool wide) {
+  s.fn = wide ? plan.kernels->gemm_wide : plan.kernels->gemm;
+  s.kernel = plan.kernels->row[wide ? k_gemm_wide : k_gemm]->symbol;
 }
 
 std::string layout_key(int constant, const char* what, std::initializer_list<int64_t> numbers) {
@@ -264,7 +271,8 @@ void build_conv(Builder& b, int number) {
   require(xv.strides.back() == 1 && yv.strides.back() == 1, "channels must lie side by side");
   const bool depthwise = g.groups == g.in_channels && g.groups == g.out_channels && g.groups > 1 && g.kernel[0] == 1 &&
                          g.in[0] == 1 && xv.rank() <= 4;
-  if (depthwise) return build_depthwise(b, op, std::move(tail), g, x);
+  const bool wide = plan.values[op.in[1]].dtype == PW_I16, tiles = plan.kernels->isa == kAmx && !wide;
+  if (depthwise && !wide) return build_depthwise(b, op, std::move(tail), g, x);
 
   const Steps4 xs = steps_of(xv), ys = steps_of(yv);
   const Steps4 rs = tail.residual >= 0 ? steps_of(plan.values[tail.residual]) : Steps4{};
@@ -276,15 +284,19 @@ void build_conv(Builder& b, int number) {
   const int64_t seg_len = (joined ? g.kernel[2] : 1) * channels;
   // tiles load rows at one distance: where strides forbid that, rows are gathered, and their segments joined
   const bool strided = g.stride[1] != 1 || g.stride[2] != 1 || g.stride[0] != 1;
-  const bool dense = plan.kernels->isa == kAmx && strided && kernel > 1 && seg_len < 64;
+  const bool dense = tiles && strided && kernel > 1 && seg_len < 64;
   const int weights = plan.values[op.in[1]].index;
   const int8_t* w = static_cast<const int8_t*>(plan.constant(op.in[1]).data);
+  const int k_align = wide ? 4 : plan.k_align();
   for (int64_t& s : w_segments) s *= channels;
   std::vector<int32_t> all_sums(size_t((g.out_channels + 63) / 64 * 64), 0);
   std::vector<std::shared_ptr<const Packed>> packed;
   for (int64_t group = 0; group < g.groups; ++group) {
-    const std::string key = layout_key(weights, ":conv", {group, joined, dense, plan.k_align(), plan.splits()});
+    const std::string key = layout_key(weights, ":conv", {group, joined, dense, k_align, plan.splits()});
     packed.push_back(plan.model->packed(key, [&] {
+      if (wide)
+        return pack_weights(reinterpret_cast<const int16_t*>(w) + group * columns * kernel * channels, columns, w_segments,
+                            seg_len, kernel * channels, k_align, kernel);
       const int8_t* from = w + group * columns * kernel * channels;
       if (dense) return pack_weights(from, columns, {0}, kernel * channels, kernel * channels, plan.k_align(), kernel);
       Packed p = pack_weights(from, columns, w_segments, seg_len, kernel * channels, plan.k_align(), kernel);
@@ -298,27 +310,26 @@ void build_conv(Builder& b, int number) {
     step->packed = packed[size_t(group)];
     step->tail = tail;
     step->tail.finish();
-    step->fn = plan.kernels->gemm;
-    step->kernel = plan.kernels->row[k_gemm]->symbol;
+    choose_kernel(*step, plan, wide);
     step->x = x;
     step->segments = x_segments;
     step->seg_len = int(seg_len);
     step->dense = dense;
     const int64_t padded_len = dense ? kernel * channels : seg_len;
-    step->seg_pad = int((padded_len + plan.k_align() - 1) / plan.k_align() * plan.k_align());
+    step->seg_pad = int((padded_len + k_align - 1) / k_align * k_align);
     step->n = columns;
     step->walk = Walk::over(g, xs, ys, rs);
     step->walk.x_base += group * channels;
     step->y_base = group * columns;
     // rows at one distance throughout, if those over the padding on the right are computed too (tiles want that)
     const int64_t pitch = xs.axis[2] ? xs.axis[1] / std::max<int64_t>(xs.axis[2], 1) : 0;
-    if (plan.kernels->isa == kAmx && g.stride[2] == 1 && g.stride[1] == 1 && g.out[1] > 1 && kernel > 1 &&
+    if (tiles && g.stride[2] == 1 && g.stride[1] == 1 && g.out[1] > 1 && kernel > 1 &&
         pitch > g.out[2] && pitch * 3 <= g.out[2] * 4) {
       step->walk.count[3] = pitch;
     }
     step->rows = step->walk.rows();
     describe(*step, plan, step->tail, op, x);
-    share(*step, plan, seg_len * int64_t(x_segments.size()), step->bytes - plan.values[op.in[1]].count());
+    share(*step, plan, seg_len * int64_t(x_segments.size()), step->bytes - plan.values[op.in[1]].count() * (wide ? 2 : 1));
     step->macs = g.rows() * columns * channels * kernel;
     b.add(std::move(step));
   }
@@ -329,6 +340,8 @@ void build_linear(Builder& b, int number) {
   const OpNode op = plan.ops[number];
   const Value& w = plan.values[op.in[1]];
   const int64_t n = w.dims[0], k = w.dims[1];
+  const bool wide = w.dtype == PW_I16;
+  const int k_align = wide ? 4 : plan.k_align();
   const OpNode* unpack = w.producer >= 0 && plan.ops[w.producer].kind == "unpack" ? &plan.ops[w.producer] : nullptr;
   if (unpack && build_linear_bits(b, number)) return;
   Tail tail = make_tail(b, number, n);
@@ -339,8 +352,9 @@ void build_linear(Builder& b, int number) {
   require(plan.values[x].dense(), "a linear layer reads dense rows");
   auto step = std::make_unique<GemmStep>();
   const int stored = unpack ? plan.values[unpack->in[0]].index : w.index;
-  const std::string key = layout_key(stored, unpack ? ":unpacked" : ":linear", {plan.k_align(), plan.splits()});
+  const std::string key = layout_key(stored, unpack ? ":unpacked" : ":linear", {k_align, plan.splits()});
   step->packed = plan.model->packed(key, [&] {
+    if (wide) return pack_weights(static_cast<const int16_t*>(plan.constant(op.in[1]).data), n, {0}, k, k, k_align);
     const std::vector<int8_t> expanded = unpack ? unpacked_codes(plan, *unpack) : std::vector<int8_t>();
     const int8_t* codes = unpack ? expanded.data() : static_cast<const int8_t*>(plan.constant(op.in[1]).data);
     Packed p = pack_weights(codes, n, {0}, k, k, plan.k_align());
@@ -350,17 +364,16 @@ void build_linear(Builder& b, int number) {
   const Value& y = plan.values[tail.result];
   step->tail = std::move(tail);
   step->tail.finish();
-  step->fn = plan.kernels->gemm;
-  step->kernel = plan.kernels->row[k_gemm]->symbol;
+  choose_kernel(*step, plan, wide);
   step->x = x;
   step->segments = {0};
   step->seg_len = int(k);
-  step->seg_pad = int((k + plan.k_align() - 1) / plan.k_align() * plan.k_align());
+  step->seg_pad = int((k + k_align - 1) / k_align * k_align);
   step->n = n;
   step->walk = Walk::over(rows, k, y, step->tail.residual < 0 ? nullptr : &plan.values[step->tail.residual]);
   step->rows = rows;
   describe(*step, plan, step->tail, op, x);
-  share(*step, plan, k, step->bytes - n * k);
+  share(*step, plan, k, step->bytes - n * k * (wide ? 2 : 1));
   step->macs = rows * n * k;
   b.add(std::move(step));
 }

@@ -8,8 +8,9 @@ namespace pw {
 // Columns of a product in the form of GemmArgs: column n, segment s, k is element segments[s] + k of the n_stride codes
 // from w + n * n_stride. With `taps`, a column is [channels, taps], and its elements are counted in the order [taps,
 // channels].
-Packed pack_weights(const int8_t* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len,
-                    int64_t n_stride, int k_align, int64_t taps = 1);
+template <class T>  // int8_t or int16_t
+Packed pack_weights(const T* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len, int64_t n_stride,
+                    int k_align, int64_t taps = 1);
 // The same weights in two parts (`Rest`), for products that add neighbours in 16 bits.
 Packed split(Packed p, int64_t n, int64_t segments);
 

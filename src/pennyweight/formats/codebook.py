@@ -6,7 +6,8 @@
     pot3 .. pot5 0, +- 2^0 .. 2^(2 - 2^(b-1))              b bits  Miyashita et al. 2016 (arXiv:1603.01025); also
                  Zhou et al. 2017, INQ (arXiv:1702.03044), section 2.1, divided by 2^n1
     upot2 ..     0, 2^0 .. 2^(2 - 2^b)                     b bits  the same for activations after a ReLU
-    sqrt2_3 ..   0, +- sqrt(2)^0 .. sqrt(2)^-(2^(b-1) - 2) b bits  Miyashita et al. 2016, base sqrt(2)
+    sqrt2_3 ..   0, +- sqrt(2)^0 .. sqrt(2)^-(2^(b-1) - 2) b bits  Miyashita et al. 2016, base sqrt(2); to 14 binary
+                 places, so that they are multiples of one unit
     apot3 ..     sums of powers of two, divided by the greatest   Li et al. 2020 (arXiv:1909.13144), equation 5
     uapot2 ..    the same without a sign, for activations
     nf4          quantiles of a normal distribution        4 bits  Dettmers et al. 2023 (arXiv:2305.14314), appendix E
@@ -19,7 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import torch
@@ -37,6 +38,7 @@ class Codebook:
         values: the levels.
         multiples: integers with `level = multiple * unit`, where all of them fit a signed byte: kernels multiply by
             these. None where there are none.
+        wide: likewise where they fit two bytes and not one.
         unit: see above.
     """
 
@@ -47,6 +49,7 @@ class Codebook:
     unit: float = 1.0
     affine: bool = False
     dtype: torch.dtype = torch.uint8
+    wide: tuple[int, ...] | None = field(default=None, kw_only=True)
 
     @property
     def has_zero(self) -> bool:
@@ -90,14 +93,17 @@ class Codebook:
 
 
 def codebook(name: str, bits: int, fractions: Iterable[Fraction]) -> Codebook:
-    """A grid of these levels; if they are multiples, up to 127, of one unit, with integers for kernels."""
+    """A grid of these levels; if they are multiples, up to 2^15 - 1, of one unit, with integers for kernels."""
     ordered = sorted(fractions)
     shared = math.lcm(*(v.denominator for v in ordered))
     whole = [int(v * shared) for v in ordered]
     factor = math.gcd(*whole)
-    fits = max(abs(n) // factor for n in whole) <= 127
-    multiples = tuple(n // factor for n in whole) if fits else None
-    return _rounded(name, bits, ordered, multiples, factor / shared if fits else 1.0)
+    multiples = tuple(n // factor for n in whole)
+    greatest = max(abs(n) for n in multiples)
+    if greatest > 32767:
+        return _rounded(name, bits, ordered)
+    narrow, wide = (multiples, None) if greatest <= 127 else (None, multiples)
+    return _rounded(name, bits, ordered, narrow, factor / shared, wide)
 
 
 def _rounded(
@@ -106,9 +112,10 @@ def _rounded(
     values: Sequence[Fraction | float],
     multiples: tuple[int, ...] | None = None,
     unit: float = 1.0,
+    wide: tuple[int, ...] | None = None,
 ) -> Codebook:
     levels = tuple(float(torch.tensor(float(v))) for v in values)  # as float32 has them
-    return Codebook(name, bits, levels, multiples, unit)
+    return Codebook(name, bits, levels, multiples, unit, wide=wide)
 
 
 def _signed(magnitudes: set[Fraction]) -> list[Fraction]:
@@ -156,8 +163,8 @@ def _register() -> None:
         if b > 2:  # of two bits the ternary grid is left
             books.append(codebook(f"pot{b}", b, _signed(powers(b - 1))))
     for b in (3, 4, 5):
-        roots = {2.0 ** (-i / 2) for i in range((1 << (b - 1)) - 1)}
-        books.append(_rounded(f"sqrt2_{b}", b, sorted({0.0} | roots | {-r for r in roots})))
+        roots = {Fraction(round(2.0 ** (14 - i / 2)), 1 << 14) for i in range((1 << (b - 1)) - 1)}
+        books.append(codebook(f"sqrt2_{b}", b, _signed({Fraction(0)} | roots)))
     for b in (2, 3, 4, 5, 6):
         books.append(codebook(f"uapot{b}", b, additive_powers(b)))
         books.append(codebook(f"apot{b + 1}", b + 1, _signed(additive_powers(b))))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pennyweight.errors import InputError, UnrealisableSite
 from pennyweight.nn import twins
 from pennyweight.nn.fake import ActivationQuantizer
-from pennyweight.nn.integer import bias_codes, greatest_code, unsigned_params
+from pennyweight.nn.integer import greatest_code, unsigned_params
 from pennyweight.nn.linear import IntegerLinear, activation_quantizer
 from pennyweight.nn.rounding import rounded
 from pennyweight.plan import ATTENTION_INNER, LayerPlan
@@ -213,7 +213,7 @@ class IntegerMultiheadAttention(Attention):
         bias = None if bias is None else bias.detach().float().clone()
         if quantizer is not None:
             out.calibrated(quantizer)
-            bias = bias_codes(bias, out.x_scale, out.scale)
+            bias = out.integer_bias(bias)
         out.register_buffer("bias", bias)
         return out
 

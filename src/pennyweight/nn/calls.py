@@ -14,7 +14,7 @@ from pennyweight.errors import UnrealisableSite
 from pennyweight.graph import ops
 from pennyweight.nn.conv import backward_weight, conv_matrix, forward_weight
 from pennyweight.nn.fake import ActivationQuantizer
-from pennyweight.nn.integer import IntegerWeight, bias_codes, clamped, greatest_code, unsigned_params
+from pennyweight.nn.integer import IntegerWeight, clamped, greatest_code, unsigned_params
 from pennyweight.nn.linear import activation_quantizer
 from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
@@ -173,7 +173,7 @@ class IntegerLayerCall(IntegerWeight):
         self.transposed = transposed
         if "0" in twin.quantizers:
             self.calibrated(cast("ActivationQuantizer", twin.quantizers["0"]))
-            bias = bias_codes(bias, self.x_scale, self.scale)
+            bias = self.integer_bias(bias)
         self.register_buffer("bias", bias)
 
     def forward(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pennyweight.errors import UnrealisableSite
 from pennyweight.nn import twins
-from pennyweight.nn.integer import IntegerWeight, bias_codes, clamped
+from pennyweight.nn.integer import IntegerWeight, clamped
 from pennyweight.nn.levels import Levels, on_levels
 from pennyweight.nn.linear import activation_quantizer, shifted
 from pennyweight.nn.rounding import rounded
@@ -259,7 +259,7 @@ class ConvFamily:
         out = IntegerConv(conv, q)
         if conv.input is not None:
             out.calibrated(conv.input)
-            bias = bias if out.mode == "binary" else bias_codes(bias, out.x_scale, out.scale)
+            bias = bias if out.mode == "binary" else out.integer_bias(bias)
         out.register_buffer("bias", bias)
         return out
 

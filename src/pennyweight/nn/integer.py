@@ -13,7 +13,7 @@ from pennyweight.formats import grids
 from pennyweight.formats.codebook import Codebook
 from pennyweight.formats.integer import Integer
 from pennyweight.nn.fake import ActivationQuantizer
-from pennyweight.nn.packing import code_bits, pack_codes, tabled
+from pennyweight.nn.packing import code_bits, pack_codes, tabled, weight_codes
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 from pennyweight.spec import QuantSpec
@@ -28,7 +28,8 @@ class IntegerWeight(nn.Module):
     meet float activations or, in linear layers, activations ranged at run time (low nibble first, two's complement;
     there a row without groups is one group), or packed uint8 [out, ceil(in / 8)] where weights and activations are
     binary (`pack_signs`). Where activations are integers too and the grid has at most 16 levels:
-    uint8 [out, ceil(in * b / 8)] of b = 1, 2 or 4 bits, which name entries of `table`, int8 [2^b] (else None).
+    uint8 [out, ceil(in * b / 8)] of b = 1, 2 or 4 bits, which name entries of `table`, int8 [2^b] (else None); levels
+    that need more than 8 bits likewise, the table int16 and b up to 8.
     scale: float32 [out] or [1] where activations are integers and codes are not in groups, [out or 1, groups]
     otherwise. zero: float32, like scale, or None. x_scale, x_zero: 0-d float32.
     """
@@ -47,7 +48,7 @@ class IntegerWeight(nn.Module):
         kind = layer.kind.lower()
         stored = tabled(q) if kind.startswith(("linear", "conv")) else None
         signs = q.spec.grid == "binary" and 0 in layer.inputs and layer.inputs[0].grid == "binary"
-        levels, q = q, in_multiples(q, layer.name)
+        levels, q = q, in_multiples(q, layer.name, wide=stored is not None and bool(layer.inputs))
         grid = grids[q.spec.grid]
         self.layer, self.shape = layer, tuple(shape)
         self.out_features, self.in_features = q.codes.shape
@@ -64,6 +65,8 @@ class IntegerWeight(nn.Module):
             self.mode = "grouped"
             _refuse_unfit_groups(layer, q)
         self.bits = 4 if grid.bits <= 4 and self.mode in ("weight", "grouped") else 8
+        if grid.bits > 8:
+            _refuse_unfit_sums(layer, levels, q)
         scale, codes, zero = q.scales(), q.codes, None if q.zero is None else q.zero.float()
         rows = len(codes)
         if 1 < len(scale) < rows:  # blocks of several rows: one scale for each row
@@ -104,6 +107,13 @@ class IntegerWeight(nn.Module):
         self.x_scale, self.x_zero = unsigned_params(quantizer)
         self.x_high = greatest_code(quantizer.spec)
 
+    def integer_bias(self, bias: Tensor | None) -> Tensor | None:
+        """See `bias_codes`; for a layer that is `calibrated`."""
+        sums = None
+        if self.table is not None and self.table.dtype == torch.int16:
+            sums = worst_sums(weight_codes(self.codes, self.table, self.in_features))
+        return bias_codes(bias, self.x_scale, self.scale, sums)
+
     def extra_repr(self) -> str:
         """Scheme, for printing."""
         weight = self.layer.weight
@@ -111,21 +121,28 @@ class IntegerWeight(nn.Module):
         return f"{self.mode}, weight={weight}, input={inputs or 'float'}, shape={self.shape}"
 
 
-def in_multiples(q: QTensor, site: str) -> QTensor:
+def in_multiples(q: QTensor, site: str, *, wide: bool = False) -> QTensor:
     """The same weight on a grid of integers: levels that are multiples of a unit become these multiples, `int8`.
 
+    wide: multiples of two bytes may be, as `int16`.
+
     Raises:
-        UnrealisableSite: if the levels are no multiples of one unit that fit a byte.
+        UnrealisableSite: if the levels are no multiples of one unit that fit a byte, or two.
     """
     grid = grids[q.spec.grid]
     if isinstance(grid, Integer) and grid.bits <= 8:
         return q
+    if wide and isinstance(grid, Codebook) and grid.wide is not None:
+        table = torch.tensor(grid.wide, dtype=torch.int16, device=q.codes.device)
+        spec = replace(q.spec, grid="int16", scale="fp32")
+        return QTensor(table[q.codes.long()], q.scales() * grid.unit, None, spec)
     if not isinstance(grid, Codebook) or grid.multiples is None:
         raise UnrealisableSite(
             "converted weights are integers of at most 8 bits, or levels that are multiples of one unit",
             site=site,
             spec=str(q.spec),
-            hint=f"Grids with such levels: {sorted(n for n, g in grids.items() if getattr(g, 'multiples', None))}.",
+            hint=f"Grids with such levels: {_with_levels('multiples')}. In linear layers and convolutions that meet "
+            f"integers also {_with_levels('wide')}.",
         )
     table = torch.tensor(grid.multiples, dtype=torch.int8, device=q.codes.device)
     spec = replace(q.spec, grid="int8", scale="fp32")
@@ -167,6 +184,34 @@ def clamped(x: Tensor, scale: Tensor, zero: Tensor, high: int, levels: Tensor | 
     return y
 
 
+def _with_levels(kind: str) -> list[str]:
+    return sorted(n for n, g in grids.items() if getattr(g, kind, None))
+
+
+def worst_sums(codes: Tensor) -> Tensor:
+    """`255 sum |w|` of every row, [out]: what integer products can reach, as activations are unsigned bytes."""
+    return 255 * codes.to(torch.int64).abs().sum(1)
+
+
+def _refuse_unfit_sums(layer: LayerPlan, levels: QTensor, q: QTensor) -> None:
+    if q.scales().shape[1] != 1:
+        raise UnrealisableSite(
+            "levels of more than 8 bits have a scale per row or tensor where activations are integers",
+            site=layer.name,
+            spec=str(levels.spec),
+            hint=f"Use {levels.spec.grid}[1,*], or a grid whose levels fit a byte: {_with_levels('multiples')}.",
+        )
+    worst = int(worst_sums(q.codes).max()) if q.codes.numel() else 0
+    if worst > INT32_MAX:
+        raise UnrealisableSite(
+            f"sums of {q.codes.shape[1]} products can reach {worst}, beyond int32",
+            site=layer.name,
+            spec=str(levels.spec),
+            shapes=str(tuple(q.codes.shape)),
+            hint=f"Use a grid whose levels fit a byte: {_with_levels('multiples')}.",
+        )
+
+
 def _refuse_unfit(layer: LayerPlan, q: QTensor) -> None:
     if _offset(q) or q.scales().shape[1] != 1:
         raise UnrealisableSite(
@@ -192,16 +237,20 @@ def _offset(q: QTensor) -> bool:
     return q.zero is not None or q.codes.dtype == torch.uint8
 
 
-def bias_codes(bias: Tensor | None, x_scale: Tensor, w_scale: Tensor) -> Tensor | None:
+def bias_codes(
+    bias: Tensor | None, x_scale: Tensor, w_scale: Tensor, sums: Tensor | None = None
+) -> Tensor | None:
     """int32 bias at scale `x_scale * w_scale`: `rint(b / (sx * sw))`, computed in float64. Shapes: [out].
 
     Where a code would leave no room for the products in int32 (a channel whose weights are almost zero), the float
-    bias itself is returned, to be added after the product.
+    bias itself is returned, to be added after the product. sums: what products can reach, [out]; half of int32 at most
+    where it is not known.
     """
     if bias is None:
         return None
     codes = torch.round(bias.double() / (x_scale.double() * w_scale.double()))
-    if bool((codes.abs() > INT32_MAX // 2).any()):
+    room: int | Tensor = INT32_MAX // 2 if sums is None else INT32_MAX - sums.double()
+    if bool((codes.abs() > room).any()):
         return bias.float()
     return codes.to(torch.int32)
 

@@ -1,4 +1,4 @@
-"""Layers of floats whose weights are on levels that are no integers: fp8, fp6, NF4, powers of sqrt(2)."""
+"""Layers of floats whose weights are on levels that are no bytes: fp8, fp6, NF4, powers of sqrt(2)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pennyweight.qtensor import QTensor
 
 
 def on_levels(layer: LayerPlan, q: QTensor) -> bool:
-    """Whether a weight is on levels that are no multiples of one unit, and meets floats."""
+    """Whether a weight is on levels that are no multiples of one unit within a byte, and meets floats."""
     grid = grids[q.spec.grid]
     return not layer.inputs and isinstance(grid, Codebook) and grid.multiples is None
 

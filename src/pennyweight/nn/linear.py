@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pennyweight.nn import twins
 from pennyweight.nn.fake import ActivationQuantizer
-from pennyweight.nn.integer import IntegerWeight, bias_codes, clamped
+from pennyweight.nn.integer import IntegerWeight, clamped
 from pennyweight.nn.levels import LevelLinear, on_levels
 from pennyweight.nn.rounding import rounded
 from pennyweight.plan import LayerPlan
@@ -121,7 +121,7 @@ class LinearFamily:
         out = IntegerLinear(twin.layer, q, (twin.out_features, twin.in_features))
         if twin.input is not None:
             out.calibrated(twin.input)
-            bias = bias if out.mode == "binary" else bias_codes(bias, out.x_scale, out.scale)
+            bias = bias if out.mode == "binary" else out.integer_bias(bias)
         out.register_buffer("bias", bias)
         return out
 

@@ -12,30 +12,33 @@ from pennyweight.qtensor import QTensor
 
 
 def tabled(q: QTensor) -> tuple[Tensor, Tensor] | None:
-    """Codes as places in a table of at most 16 integers, uint8 [rows, n], and the table, int8 [2^bits].
+    """Codes as places in a table of integers, uint8 [rows, n], and the table, int8 [2^bits], of at most 16 entries.
 
-    The product of a place's integer and `scale * unit` is the weight. None where the grid has more levels, codes of
-    which zero points are part, or levels that are no multiples of one unit. Entries beyond the grid's levels continue
-    by its last step; no code names them.
+    The product of a place's integer and `scale * unit` is the weight. Levels that need two bytes make a table of int16,
+    of up to 256 entries. None where the grid has more levels, codes of which zero points are part, or levels that are
+    no multiples of one unit. Entries beyond the grid's levels continue by its last step; no code names them.
     """
-    grid = grids[q.spec.grid]
+    grid, dtype, most = grids[q.spec.grid], torch.int8, 127
     if isinstance(grid, Integer) and grid.dtype == torch.int8 and grid.bits <= 4:
         levels = list(range(grid.qmin, grid.qmax + 1))
         places = (q.codes.to(torch.int16) - grid.qmin).to(torch.uint8)
     elif isinstance(grid, Codebook) and grid.multiples is not None and len(grid.multiples) <= 16:
         levels, places = list(grid.multiples), q.codes
+    elif isinstance(grid, Codebook) and grid.wide is not None:
+        levels, places = list(grid.wide), q.codes
+        dtype, most = torch.int16, 32767
     else:
         return None
     if q.zero is not None:
         return None
-    entries = next(n for n in (2, 4, 16) if n >= len(levels))
+    entries = next(n for n in (2, 4, 16, 256) if n >= len(levels))
     while len(levels) < entries:
-        levels.append(min(2 * levels[-1] - levels[-2], 127))
-    return places, torch.tensor(levels, dtype=torch.int8, device=q.codes.device)
+        levels.append(min(2 * levels[-1] - levels[-2], most))
+    return places, torch.tensor(levels, dtype=dtype, device=q.codes.device)
 
 
 def code_bits(table: Tensor) -> int:
-    """Bits of a code of a table: 1, 2 or 4."""
+    """Bits of a code of a table: 1, 2, 4 or 8."""
     return len(table).bit_length() - 1
 
 
@@ -57,5 +60,5 @@ def unpack_codes(packed: Tensor, bits: int, n: int) -> Tensor:
 
 
 def weight_codes(codes: Tensor, table: Tensor | None, n: int) -> Tensor:
-    """int8 weights [rows, n] of stored codes: themselves without a table."""
+    """int8 or int16 weights [rows, n] of stored codes: themselves without a table."""
     return codes if table is None else table[unpack_codes(codes, code_bits(table), n).long()]

@@ -18,6 +18,7 @@ import numpy as np
 
 from pennyweight.errors import VerifyError
 from pennyweight.program.ir import Constant, Op, Program, TensorType
+from pennyweight.program.ops import definitions
 
 MAX_RANK = 8
 MAX_ELEMENTS = 2**31 - 1
@@ -152,17 +153,31 @@ def check_sizes(program: Program, types: Mapping[str, TensorType], *, again: boo
         shape = kind.ints
         if len(shape) > MAX_RANK or math.prod(shape) > MAX_ELEMENTS or any(d < 0 for d in shape):
             raise VerifyError(f"value {name!r} has an absurd size", shapes=str(kind))
+    unpacked = {op.outputs[0]: op for op in program.ops if op.kind == "unpack"}
     for op in program.ops:
         terms = _TERMS.get(op.kind)
-        if terms is None or (again and terms is _product and op.inputs[1] in program.constants):
+        if terms is None or (
+            again and terms is _product and (op.inputs[1] in program.constants or op.inputs[1] in unpacked)
+        ):
             continue
         worst = terms(op, types, program.constants)
+        if worst > INT32_MAX and terms is _product and op.inputs[1] in unpacked:
+            worst = _product(op, types, {**program.constants, **_weight(program, unpacked[op.inputs[1]])})
         if worst > INT32_MAX:
             raise VerifyError(
                 f"the sums of {op.kind} can reach {worst}, beyond int32",
                 site=op.site,
                 shapes=", ".join(str(types[n]) for n in op.inputs if n),
             )
+
+
+def _weight(program: Program, unpack: Op) -> dict[str, Constant]:
+    """A weight that an `unpack` op makes of constants, by its name."""
+    places, table = (program.constants.get(n) for n in unpack.inputs)
+    if places is None or table is None:
+        return {}
+    (codes,) = definitions["unpack"].run([places, table], unpack.attrs)
+    return {unpack.outputs[0]: Constant(table.dtype, codes)}
 
 
 def _product(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
@@ -172,7 +187,7 @@ def _product(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Co
     offset = 0
     if bias is not None and bias.data.size:
         offset = max(abs(int(bias.data.min())), abs(int(bias.data.max())))
-    worst = math.prod(weight[1:]) * 255 * 128 + offset
+    worst = math.prod(weight[1:]) * 255 * (1 << (15 if types[op.inputs[1]].dtype == "i16" else 7)) + offset
     stored = constants.get(op.inputs[1])
     if worst <= INT32_MAX or stored is None or not stored.data.size:
         return worst

@@ -35,6 +35,7 @@ DTYPES: dict[str, tuple[str, int]] = {
     "i32": ("<i4", 4),
     "i64": ("<i8", 8),
     "bool": ("|b1", 1),
+    "i16": ("<i2", 2),  # weights of integer products, and tables of them
 }
 
 

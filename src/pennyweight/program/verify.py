@@ -69,7 +69,23 @@ def verify(program: Program) -> dict[str, TensorType]:
         if name not in defined:
             raise VerifyError(f"output {name!r} is not defined")
     _check_tree(program.tree, len(program.outputs))
-    return infer(program)
+    types = infer(program)
+    _check_wide(program, types)
+    return types
+
+
+def _check_wide(program: Program, types: Mapping[str, TensorType]) -> None:
+    """Numbers of 16 bits are weights of integer products, or tables of such, and nothing else."""
+    wide = {name for name, kind in types.items() if kind.dtype == "i16"}
+    if not wide:
+        return
+    places = [(f"op {op.kind}", n, i) for op in program.ops for i, n in enumerate(op.inputs)]
+    places += [("the result", n, 0) for n in program.outputs]
+    for what, name, place in places:
+        if name in wide and (place != 1 or what not in ("op conv", "op linear", "op unpack")):
+            raise VerifyError(f"{what} reads {name!r}, i16, which is for weights alone")
+    if wide & set(program.inputs):
+        raise VerifyError(f"input {min(wide & set(program.inputs))!r} is i16, which is for weights alone")
 
 
 def _define(name: str, defined: set[str], what: str) -> None:

@@ -17,7 +17,7 @@ FORMAT_KEY, PROGRAM_KEY, META_KEY = "pennyweight.format", "pennyweight.program",
 # program dtype -> the safetensors dtype that stores it
 STORED = {
     "f32": "F32", "f16": "F16", "bf16": "BF16", "u8": "U8", "i8": "I8", "u4": "U8", "i32": "I32", "i64": "I64",
-    "bool": "BOOL",
+    "bool": "BOOL", "i16": "I16",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from pennyweight.errors import KernelError
 from pennyweight.program.ir import Array, Program, TensorType, resolve
 
-DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "u8": 3, "i8": 4, "u4": 5, "i32": 6, "i64": 7, "bool": 8}
+DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "u8": 3, "i8": 4, "u4": 5, "i32": 6, "i64": 7, "bool": 8, "i16": 9}
 TEMPORARY, INPUT, CONSTANT = 0, 1, 3  # kinds of values
 VALUE, OP, OUTPUT = 0, 1, 2  # what comes next
 INTS, REALS, TEXT = 0, 1, 2  # kinds of attributes

@@ -25,6 +25,7 @@ _DTYPES = {
     torch.float16: "f16",
     torch.bfloat16: "bf16",
     torch.int8: "i8",
+    torch.int16: "i16",
     torch.uint8: "u8",
     torch.int32: "i32",
     torch.int64: "i64",
@@ -137,6 +138,7 @@ class Builder:
                     "int64": "i64",
                     "int32": "i32",
                     "int8": "i8",
+                    "int16": "i16",
                     "uint8": "u8",
                     "bool": "bool",
                 }[str(array.dtype)]

@@ -1,4 +1,4 @@
-"""Codes of 1, 2 or 4 bits that lie packed in bytes, and the integers they stand for."""
+"""Codes of 1, 2, 4 or 8 bits that lie packed in bytes, and the integers they stand for."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from pennyweight.program.ops import Attrs, Operands, Types, array, define, requi
 class Unpack:
     """`y[o, i] = table[code[o, i]]`: stored codes, several a byte, to the weight [O, ...] of an integer product.
 
-    codes u8 [O, ceil(n * bits / 8)], n the entries of a row, the first in the low bits; table i8 [2^bits] -> i8 shape.
+    codes u8 [O, ceil(n * bits / 8)], n the entries of a row, the first in the low bits; table i8 [2^bits] -> i8 shape,
+    or i16 [2^bits] -> i16 shape; of 8 bits i16 alone.
     """
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """The shape."""
-        codes, table = want(types[0], "u8"), want(types[1], "i8")
+        codes, table = want(types[0], "u8"), want(types[1], "i8", "i16")
+        dtype: str = types[1].dtype
         shape, bits = tuple(attrs["shape"]), attrs["bits"]
-        require(bits in (1, 2, 4), f"{bits} bits")
+        require(bits in (1, 2, 4) or (bits == 8 and dtype == "i16"), f"{bits} bits of {dtype}")
         require(len(shape) > 0, "a weight has rows")
         require(table == (1 << bits,), f"a table of {table} entries does not fit {bits} bits")
         n = int(np.prod(shape[1:]))
         require(codes == (shape[0], -(-n * bits // 8)), f"codes {codes} do not hold {shape} at {bits} bits")
-        return [TensorType("i8", shape)]
+        return [TensorType(dtype, shape)]
 
     @staticmethod
     def run(x: Operands, a: Attrs) -> list[Array]:

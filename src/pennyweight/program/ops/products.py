@@ -91,14 +91,14 @@ def conv_type(x: tuple[int, ...], weight: tuple[int, ...], attrs: Attrs) -> tupl
 class Conv:
     """`acc = sum (x - z) * w + bias`, padding with code z; z is the attribute, or a run-time operand.
 
-    x u8 [N, *space, C], w i8 [O, C / groups, *kernel], bias i32 [O] or absent, z i32 [1] or absent
+    x u8 [N, *space, C], w i8 or i16 [O, C / groups, *kernel], bias i32 [O] or absent, z i32 [1] or absent
     -> i32 [N, *out, O]. pads: [begin..., end...]. That |acc| stays below 2^31 is the maker's duty.
     """
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[N, *out, O]."""
-        weight = want(types[1], "i8")
+        weight = want(types[1], "i8", "i16")
         if len(types) > 2 and types[2] is not None:
             require(want(types[2], "i32") == (weight[0],), "the bias does not fit the outputs")
         if len(types) > 3 and types[3] is not None:
@@ -120,13 +120,13 @@ class Conv:
 class Linear:
     """`acc = sum (x - z) * w + bias`, z the attribute, or a run-time operand, one per row or one for all.
 
-    x u8 [..., I], w i8 [O, I], bias i32 [O] or absent, z i32 [..., 1] or [1] or absent -> i32 [..., O].
+    x u8 [..., I], w i8 or i16 [O, I], bias i32 [O] or absent, z i32 [..., 1] or [1] or absent -> i32 [..., O].
     """
 
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[..., O]."""
-        x, weight = want(types[0], "u8"), want(types[1], "i8")
+        x, weight = want(types[0], "u8"), want(types[1], "i8", "i16")
         require(len(weight) == 2 and len(x) > 0 and x[-1] == weight[1], f"x {x} does not fit w {weight}")
         if len(types) > 2 and types[2] is not None:
             require(want(types[2], "i32") == (weight[0],), "the bias does not fit the outputs")

@@ -34,6 +34,7 @@ def fold_constants(program: Program) -> Program:
                     "int32": "i32",
                     "uint8": "u8",
                     "int8": "i8",
+                    "int16": "i16",
                     "bool": "bool",
                     "uint16": "bf16",
                 }
