@@ -189,7 +189,9 @@ def test_native_equals_reference(zoo, zoo_inputs):
     leaves = lambda r: [r["first"], *r["rest"][:-1]]  # noqa: E731
     for name, a, b in zip(zoo.outputs, leaves(expected), leaves(got), strict=True):
         assert a.dtype == b.dtype, name
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
+        kept = b[np.isfinite(b)] if b.dtype.kind == "f" else b
+        largest = float(np.abs(kept).max(initial=1))  # what cancels leaves rounding of its size
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest, err_msg=name)
 
 
 def test_profile(session):
