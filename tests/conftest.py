@@ -83,6 +83,8 @@ def broad_program() -> Program:
     ends.append(b.op("rescale", b.op("linear", qp, b.i8(6, 4), b.i32(6), zero=0), b.f32(6)))
     codes, row, zero = b.op("dynamic_quantize", p, results=3, per_token=True)
     ends.append(b.op("rescale", b.op("linear", codes, b.i8(6, 4), "", zero, zero=0), b.f32(6), "", row))
+    wide = b.store("i16", (np.arange(24) * 700 - 8000).astype(np.int16).reshape(6, 4))
+    ends.append(b.op("linear", codes, wide, "", zero, zero=0))
     ternary = b.op("unpack", b.u8(6, 1), b.i8(4), bits=2, shape=[6, 4])
     ends.append(b.op("linear", codes, ternary, "", zero, zero=0))
     grouped = b.op("linear_grouped", codes, b.u4(6, 2), b.f32(6, 2), zero, row, b.f32(6), bits=4, n=4)

@@ -26,6 +26,9 @@ def path(zoo, tmp_path):
     return target
 
 
+ANYWHERE = [d for d in DTYPES if d != "i16"]  # weights of products alone have 16 bits; the zoo has one
+
+
 def same(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
@@ -88,7 +91,7 @@ def test_the_safetensors_library_reads_it(zoo, path):
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (7,), (2, 3, 5)])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ANYWHERE)
 def test_shapes_and_dtypes(tmp_path, shape, dtype):
     held = np.dtype(DTYPES[dtype][0])
     data = (np.arange(int(np.prod(shape))) % 2).astype(held).reshape(shape)
@@ -102,7 +105,7 @@ def test_shapes_and_dtypes(tmp_path, shape, dtype):
 def test_odd_sizes_stay_aligned(tmp_path):
     rng = np.random.default_rng(3)
     constants = {}
-    for i, (dtype, (held, _)) in enumerate(DTYPES.items()):
+    for i, (dtype, (held, _)) in enumerate((d, DTYPES[d]) for d in ANYWHERE):
         for n in (1, 3, 5):
             constants[f"{dtype}.{i}.{n}"] = Constant(dtype, rng.integers(0, 2, n).astype(held))
     write_dwt(Program({}, list(constants), [], constants), tmp_path / "a.dwt")
