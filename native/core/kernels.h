@@ -310,29 +310,6 @@ struct GemmCodesArgs {
 };
 using GemmCodesFn = void (*)(const GemmCodesArgs&);
 
-// Codes ranged at run time times weights of one scale per group (docs/numerics.md, grouped weights):
-//   t = 0;  t += float(sum_{k in g} (a[m][k] - row_zero[m]) * w[n][k]) * scale[g][n]  for g ascending
-//   c[m][n] = t * row_scale[m]  (+ bias[n])
-// Packed weights as for GemmArgs, with groups as segments padded to 4. Where `bits` is 4, weights are -8 .. 7.
-struct GemmGroupedArgs {
-  const uint8_t* a = nullptr;     // row m at a + m * lda; up to 3 bytes behind a group are read and count for nothing
-  int64_t lda = 0;
-  int m = 0, groups = 1, group_len = 0, bits = 8;
-  const int8_t* b = nullptr;      // first column block of this call
-  int64_t b_block = 0;            // bytes from one column block to the next
-  int n = 0;
-  const float* scale = nullptr;   // [groups][step], whole blocks of 16 columns
-  const int32_t* colsum = nullptr;  // alike: minus the sum of a group's weights
-  int64_t step = 0;
-  const int32_t* row_zero = nullptr;  // [m], or one number where row_step is 0
-  const float* row_scale = nullptr;
-  int row_step = 1;
-  const float* bias = nullptr;    // whole blocks of 16 columns, or null
-  float* c = nullptr;             // row m at c + m * ldc
-  int64_t ldc = 0;
-};
-using GemmGroupedFn = void (*)(const GemmGroupedArgs&);
-
 // One row of codes to floats: y[k] = (code[k] - zero[g]) * scale[g].
 struct DecodeArgs {
   const void* codes;   // i8, or nibbles (low first, two's complement)

@@ -1,4 +1,4 @@
-// Products of codes of a few bits that stay packed.
+// Products of codes of a few bits that stay packed, and of grouped ones.
 #pragma once
 
 #include <cstdint>
@@ -29,16 +29,13 @@ struct GemmBitsArgs {
 };
 using GemmBitsFn = void (*)(const GemmBitsArgs&);
 
-// Weights of 4 bits with one scale per group that stay packed; what is computed is what GemmGroupedArgs says.
-// Packed: panels of 64 columns; in a panel, group after group: for each quad of 4 along K two vectors [16 columns][4] of
-// bytes, whose low and high nibbles are the codes + 8 of blocks 0 and 1, then of blocks 2 and 3; then the 64 scales.
-struct GemmNibblesArgs {
-  const uint8_t* a = nullptr;     // row m at a + m * lda
+// Codes ranged at run time times weights of one scale per group (docs/numerics.md, grouped weights):
+//   t = 0;  t += float(sum_{k in g} (a[m][k] - row_zero[m]) * w[n][k]) * scale[g][n]  for g ascending
+//   c[m][n] = t * row_scale[m]  (+ bias[n])
+struct GroupedRows {
+  const uint8_t* a = nullptr;     // row m at a + m * lda; up to 3 bytes behind a group are read and count for nothing
   int64_t lda = 0;
-  int m = 0, groups = 1, group_len = 0;  // group_len: a multiple of 4
-  int scale_bytes = 2;            // float16, or 4: float32
-  const uint8_t* b = nullptr;     // first panel of this call
-  int64_t b_panel = 0;            // bytes from one panel to the next
+  int m = 0, groups = 1, group_len = 0;
   int n = 0;
   const int32_t* row_zero = nullptr;  // [m], or one number where row_step is 0
   const float* row_scale = nullptr;
@@ -46,6 +43,26 @@ struct GemmNibblesArgs {
   const float* bias = nullptr;    // whole blocks of 16 columns, or null
   float* c = nullptr;             // row m at c + m * ldc
   int64_t ldc = 0;
+};
+
+// Packed weights as for GemmArgs, with groups as segments padded to 4. Where `bits` is 4, weights are -8 .. 7.
+struct GemmGroupedArgs : GroupedRows {
+  int bits = 8;
+  const int8_t* b = nullptr;      // first column block of this call
+  int64_t b_block = 0;            // bytes from one column block to the next
+  const float* scale = nullptr;   // [groups][step], whole blocks of 16 columns
+  const int32_t* colsum = nullptr;  // alike: minus the sum of a group's weights
+  int64_t step = 0;
+};
+using GemmGroupedFn = void (*)(const GemmGroupedArgs&);
+
+// Weights of 4 bits that stay packed: panels of 64 columns; in a panel, group after group, whose length is a multiple of 4:
+// for each quad along K two vectors [16 columns][4] of bytes, whose low and high nibbles are the codes + 8 of blocks 0 and
+// 1, then of blocks 2 and 3; then the 64 scales.
+struct GemmNibblesArgs : GroupedRows {
+  int scale_bytes = 2;            // float16, or 4: float32
+  const uint8_t* b = nullptr;     // first panel of this call
+  int64_t b_panel = 0;            // bytes from one panel to the next
   void* scratch = nullptr;        // nibbles_scratch(m, groups, group_len) bytes, aligned to 64
 };
 using GemmNibblesFn = void (*)(const GemmNibblesArgs&);

@@ -77,6 +77,7 @@ struct Packed {
   std::vector<int32_t> colsum;
   int64_t block = 0;       // elements from one block of 16 columns to the next
   int64_t rest = 0;        // bytes from a block to its Rest, where weights are split in two
+  int scale_bytes = 0;     // of scales that lie among the codes
   int mantissa = 0, sign = 0;  // of small floats, see GemmCodesArgs; their levels are `factor` times the decoded ones
   float factor = 1;
 };

@@ -1,4 +1,4 @@
-// Pieces shared by the AVX2 kernels: the epilogue of eight accumulators. Internal to the unit that includes it.
+// Pieces shared by the AVX2 kernels: loads, and the epilogue of eight accumulators. Internal to the unit that includes it.
 #pragma once
 
 #include <immintrin.h>
@@ -10,6 +10,15 @@
 
 namespace pw {
 namespace {
+
+inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+// Four bytes in every lane.
+inline __m256i broadcast4(const uint8_t* p) {
+  int32_t v;
+  std::memcpy(&v, p, 4);
+  return _mm256_set1_epi32(v);
+}
 
 // Codes of eight accumulators, biases in, at `place` of the epilogue's arrays; r: codes of the residual, widened, or null.
 inline __m256i codes8(const Epilogue& e, __m256i acc, int place, const __m256i* r) {

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "core/kernels.h"
@@ -18,6 +19,13 @@ namespace {
 PW_INLINE void dot4(__m512i& c, __m512i a, __m512i b) { __asm__("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b)); }
 PW_INLINE void dot4m(__m512i& c, __m512i a, const void* b) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(a), "m"(*static_cast<const __m512i*>(b)));
+}
+
+// Four bytes in every lane.
+PW_INLINE __m512i broadcast4(const uint8_t* p) {
+  int32_t v;
+  std::memcpy(&v, p, 4);
+  return _mm512_set1_epi32(v);
 }
 
 struct Lut {  // 256 bytes in four registers

@@ -78,7 +78,7 @@ def test_a_goal_out_of_reach_gives_the_least_loss(quarters, monkeypatch):
 
     monkeypatch.setattr(ladder, "MOST_STEPS", 2)
     monkeypatch.setattr(ladder, "FEWEST_STEPS", 1)
-    found = run(quarters, Goal(max_drop=0.5), evaluate=evaluate)
+    found = run(quarters, Goal(max_drop=0.5, minimize="size"), evaluate=evaluate)
     assert not found.met
     assert found.stopped == "ladder"
     names = [t.rung for t in found.trials]

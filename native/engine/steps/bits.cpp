@@ -4,7 +4,7 @@
 
 #include "engine/layout.h"
 #include "engine/pieces.h"
-#include "engine/steps/epilogue.h"
+#include "engine/steps/product.h"
 #include "engine/steps/signs.h"
 #include "engine/steps/walk.h"
 
@@ -365,9 +365,7 @@ void build_linear_binary(Builder& b, int number) {
   const Thresholds cut = last ? thresholds_of(plan, *last, n) : Thresholds();
   const int64_t rows = bytes ? plan.values[op.in[0]].count() / bytes : 0;
   if (rows == 0 || n == 0) return;
-  const int rank = plan.values[op.in[0]].rank();
-  const int x = b.readable(op.in[0], std::vector<int64_t>(size_t(rank), 0), std::vector<int64_t>(size_t(rank), 0), 0);
-  require(plan.values[x].dense(), "a linear layer reads dense rows");
+  const int x = linear_rows(b, op);
   const Value& y = plan.values[tail.result];
   auto step = std::make_unique<BitStep>();
   const Columns w{static_cast<const uint8_t*>(plan.constant(op.in[1]).data), bytes, k, 1};

@@ -14,29 +14,16 @@ constexpr int64_t kRows = 128;  // whose activations stay in the second cache be
 struct NibblesStep : Step {
   GemmNibblesFn fn;
   std::shared_ptr<const Packed> packed;
-  std::vector<float> bias;
-  int x, zero, row, y, row_step, scale_bytes;
-  int64_t k, groups;
+  GroupedOperands operands;
   Pieces rows, columns;
 
   void run(const Run& r, int task, int thread) const override {
-    const int64_t m0 = rows.first(task / columns.tasks()), n0 = columns.first(task % columns.tasks());
+    const int64_t part = task / columns.tasks(), m0 = rows.first(part), n0 = columns.first(task % columns.tasks());
     GemmNibblesArgs g;
-    g.a = r.at<uint8_t>(x) + m0 * k;
-    g.lda = k;
-    g.m = int(rows.end(task / columns.tasks()) - m0);
-    g.groups = int(groups);
-    g.group_len = int(k / groups);
-    g.scale_bytes = scale_bytes;
+    static_cast<GroupedRows&>(g) = operands.at(r, m0, rows.end(part), n0, columns.end(task % columns.tasks()));
+    g.scale_bytes = packed->scale_bytes;
     g.b = packed->codes.as<uint8_t>() + n0 / 64 * packed->block;
     g.b_panel = packed->block;
-    g.n = int(columns.end(task % columns.tasks()) - n0);
-    g.row_zero = r.at<int32_t>(zero) + m0 * row_step;
-    g.row_scale = r.at<float>(row) + m0 * row_step;
-    g.row_step = row_step;
-    g.bias = bias.empty() ? nullptr : bias.data() + n0;
-    g.c = r.at<float>(y) + m0 * columns.length + n0;
-    g.ldc = columns.length;
     g.scratch = r.scratch(thread);
     fn(g);
   }
@@ -70,8 +57,8 @@ Packed pack_nibbles(const Constant& stored, const Constant& scale, int64_t k) {
   const auto* pairs = static_cast<const uint8_t*>(stored.data);
   Packed p;
   const std::vector<float> scales = scales_f32(scale);
-  p.mantissa = halves(scales) ? 2 : 4;  // bytes of a scale
-  const int64_t bytes = length * 32 + 64 * p.mantissa;
+  p.scale_bytes = halves(scales) ? 2 : 4;
+  const int64_t bytes = length * 32 + 64 * p.scale_bytes;
   p.block = groups * bytes;
   p.codes = Buffer((n + 63) / 64 * p.block);
   uint8_t* out = p.codes.as<uint8_t>();
@@ -92,8 +79,8 @@ Packed pack_nibbles(const Constant& stored, const Constant& scale, int64_t k) {
   for (int64_t j = 0; j < n; ++j)
     for (int64_t g = 0; g < groups; ++g) {
       const float s = scales[size_t((scale.dims[0] == 1 ? 0 : j) * groups + g)];
-      uint8_t* to = out + j / 64 * p.block + g * bytes + length * 32 + j % 64 * p.mantissa;
-      if (p.mantissa == 2) {
+      uint8_t* to = out + j / 64 * p.block + g * bytes + length * 32 + j % 64 * p.scale_bytes;
+      if (p.scale_bytes == 2) {
         uint16_t half = 0;
         half_of(s, half);
         std::memcpy(to, &half, 2);
@@ -113,7 +100,7 @@ bool build_linear_nibbles(Builder& b, const OpNode& op) {
   if (op.integer("bits") != 4 || length % 4) return false;
   const int64_t m = plan.values[op.in[0]].count() / k;
   auto step = std::make_unique<NibblesStep>();
-  step->x = grouped_rows(b, op);
+  step->operands = grouped_operands(b, op);
   const std::string key = std::to_string(plan.values[op.in[1]].index) + ":nibbles:" +
                           std::to_string(plan.values[op.in[2]].index);
   step->packed = plan.model->packed(key, [&] {
@@ -122,27 +109,14 @@ bool build_linear_nibbles(Builder& b, const OpNode& op) {
     plan.model->let_go(scale);
     return made;
   });
-  step->scale_bytes = step->packed->mantissa;
-  if (op.input(5) >= 0) step->bias = columns_f32(plan, op.in[5], n);
   step->fn = plan.kernels->gemm_nibbles;
   step->kernel = plan.kernels->row[k_gemm_nibbles]->symbol;
-  step->zero = op.in[3];
-  step->row = op.in[4];
-  step->y = op.out[0];
-  step->row_step = plan.values[op.in[3]].count() == 1 ? 0 : 1;
-  step->k = k;
-  step->groups = groups;
-  step->macs = m * n * k;
-  step->bytes = m * k + (n + 63) / 64 * step->packed->block + m * n * 4;
-  step->ops = op.kind;
-  step->site = op.site;
+  describe_grouped(*step, plan, op, step->operands, (n + 63) / 64 * step->packed->block);
   step->rows = cut(m, int((m + kRows - 1) / kRows), 1, 1, 1);
   const auto [parts, pieces] = parts_of(plan.threads, step->macs, 50000, m > 4 ? 100e3 : 30e3);
   step->columns = cut(n, parts, pieces, 64, 64);
   step->tasks = step->rows.tasks() * step->columns.tasks();
   step->scratch = nibbles_scratch(step->rows.part, groups, length);
-  step->reads = {step->x, step->zero, step->row};
-  step->writes = {step->y};
   b.add(std::move(step));
   return true;
 }

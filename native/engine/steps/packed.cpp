@@ -145,9 +145,7 @@ bool build_linear_bits(Builder& b, int number) {
   const bool many = plan.kernels->isa == kAmx ? rows > kFewRowsOfTiles : rows > kFewRows / 2 && rows < kFewRows;
   if (many && n * k < kCached) return false;
   Tail tail = make_tail(b, number, n);
-  const std::vector<int64_t> none(size_t(plan.values[op.in[0]].rank()), 0);
-  const int x = b.readable(op.in[0], none, none, 0);
-  require(plan.values[x].dense(), "a linear layer reads dense rows");
+  const int x = linear_rows(b, op);
   auto step = std::make_unique<BitsStep>();
   std::memcpy(step->table, w.table, size_t(1) << w.bits);
   step->bits = w.bits;

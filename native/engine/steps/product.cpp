@@ -335,6 +335,13 @@ void build_conv(Builder& b, int number) {
   }
 }
 
+int linear_rows(Builder& b, const OpNode& op) {
+  const std::vector<int64_t> none(size_t(b.plan.values[op.in[0]].rank()), 0);
+  const int x = b.readable(op.in[0], none, none, 0);
+  require(b.plan.values[x].dense(), "a linear layer reads dense rows");
+  return x;
+}
+
 void build_linear(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode op = plan.ops[number];
@@ -347,9 +354,7 @@ void build_linear(Builder& b, int number) {
   Tail tail = make_tail(b, number, n);
   const int64_t rows = k ? plan.values[op.in[0]].count() / k : 0;
   if (rows == 0 || n == 0) return;
-  const int rank = plan.values[op.in[0]].rank();
-  const int x = b.readable(op.in[0], std::vector<int64_t>(size_t(rank), 0), std::vector<int64_t>(size_t(rank), 0), 0);
-  require(plan.values[x].dense(), "a linear layer reads dense rows");
+  const int x = linear_rows(b, op);
   auto step = std::make_unique<GemmStep>();
   const int stored = unpack ? plan.values[unpack->in[0]].index : w.index;
   const std::string key = layout_key(stored, unpack ? ":unpacked" : ":linear", {k_align, plan.splits()});

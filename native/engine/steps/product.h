@@ -11,6 +11,8 @@ namespace pw {
 template <class T>  // int8_t or int16_t
 Packed pack_weights(const T* w, int64_t n, const std::vector<int64_t>& segments, int64_t seg_len, int64_t n_stride,
                     int k_align, int64_t taps = 1);
+// The rows that a linear layer reads: dense ones.
+int linear_rows(Builder& b, const OpNode& op);
 // The same weights in two parts (`Rest`), for products that add neighbours in 16 bits.
 Packed split(Packed p, int64_t n, int64_t segments);
 

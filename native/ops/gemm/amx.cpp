@@ -3,16 +3,11 @@
 #if defined(__AMX_INT8__)
 #include <cstring>
 
+#include "ops/amx.h"
 #include "ops/avx512.h"
 
 namespace pw::amx {
 namespace {
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t colsb[16] = {};
-  uint8_t rows[16] = {};
-};
 
 // Tiles 0 1 / 2 3: accumulators [row half][column half]; 4 5: activations; 6 7: weights. k: bytes of a step, up to 64.
 void configure(int rows0, int rows1, int k) {

@@ -1,4 +1,4 @@
-// u8 x s8 products without VNNI, exact. Where weights are split (`Rest`), neighbours are multiplied and added in 16 bits;
+// Products of u8 and s8, or of u8 and s16, without VNNI, exact. Where weights are split (`Rest`), neighbours are multiplied and added in 16 bits;
 // else bytes are widened to 16 bits before they are multiplied and added in pairs.
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -10,15 +10,20 @@
 namespace pw::avx2 {
 namespace {
 
+inline __m256i weights(const int8_t* b) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
+}
+inline __m256i weights(const int16_t* b) { return load(b); }
+
 // MR rows times one block of 16 columns; accumulator j of a row holds columns 4j .. 4j + 3, two partial sums each.
-template <int MR>
+template <int MR, class T>
 void tile(const GemmArgs& g, int m, int block) {
   __m256i acc[MR][4];
 #pragma GCC unroll 4
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) acc[i][j] = _mm256_setzero_si256();
-  const int8_t* b = g.b + block * g.b_block;
+  const T* b = reinterpret_cast<const T*>(g.b + block * g.b_block);
   const int quads = (g.seg_len + 3) / 4;
   const int64_t skip = int64_t(g.seg_pad / 4 - quads) * 64;
   for (int s = 0; s < g.segments; ++s) {
@@ -35,7 +40,7 @@ void tile(const GemmArgs& g, int m, int block) {
       }
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
-        const __m256i w = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b + 16 * j)));
+        const __m256i w = weights(b + 16 * j);
 #pragma GCC unroll 4
         for (int i = 0; i < MR; ++i) acc[i][j] = _mm256_add_epi32(acc[i][j], _mm256_madd_epi16(x[i], w));
       }
@@ -108,23 +113,31 @@ void split_tile(const GemmArgs& g, int m, int block) {
   }
 }
 
+constexpr int kRows = 24;  // stay in the first cache while all columns pass
+
+template <class T>
+void in_tiles(const GemmArgs& g) {
+  for (int from = 0; from < g.m; from += kRows)
+    for (int block = 0, end = from + kRows < g.m ? from + kRows : g.m; block * 16 < g.n; ++block) {
+      int m = from;
+      for (; m + 2 <= end; m += 2) tile<2, T>(g, m, block);
+      for (; m < end; ++m) tile<1, T>(g, m, block);
+    }
+}
+
 }  // namespace
 
 void gemm(const GemmArgs& g) {
-  constexpr int kRows = 24;  // stay in the first cache while all columns pass
-  for (int from = 0; g.b_rest && from < g.m; from += kRows)
+  if (!g.b_rest) return in_tiles<int8_t>(g);
+  for (int from = 0; from < g.m; from += kRows)
     for (int block = 0, end = from + kRows < g.m ? from + kRows : g.m; block * 16 < g.n; ++block) {
       int m = from;
       for (; m + 4 <= end; m += 4) split_tile<4>(g, m, block);
       for (; m < end; ++m) split_tile<1>(g, m, block);
     }
-  for (int from = 0; !g.b_rest && from < g.m; from += kRows)
-    for (int block = 0, end = from + kRows < g.m ? from + kRows : g.m; block * 16 < g.n; ++block) {
-      int m = from;
-      for (; m + 2 <= end; m += 2) tile<2>(g, m, block);
-      for (; m < end; ++m) tile<1>(g, m, block);
-    }
 }
+
+void gemm_wide(const GemmArgs& g) { in_tiles<int16_t>(g); }
 
 void epilogue(const EpilogueArgs& a) {
   for (int n = 0; n < a.n; n += 8) {

@@ -7,12 +7,6 @@
 namespace pw::avx512 {
 namespace {
 
-inline __attribute__((always_inline)) __m512i broadcast4(const uint8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return _mm512_set1_epi32(v);
-}
-
 // Rows that are stored one by one: partial blocks, floats, zero points of rows.
 template <int NB, Path path>
 __attribute__((noinline)) void store_slowly(const GemmArgs& g, const Finish& f, const __m512i* acc, int rows, int m, int column) {

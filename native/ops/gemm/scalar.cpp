@@ -1,15 +1,18 @@
-// Defines the product of unsigned activations and signed weights, and what is done to an accumulator.
+// Defines the products of unsigned activations and signed weights of 8 and 16 bits, and what is done to an accumulator.
 #include <cmath>
 
 #include "ops/scalar.h"
 
 namespace pw::scalar {
 
-void gemm(const GemmArgs& g) {
+namespace {
+
+template <class T>
+void product(const GemmArgs& g) {
   for (int m = 0; m < g.m; ++m) {
     if (g.c_offset[m] < 0) continue;
     for (int n = 0; n < g.n; ++n) {
-      const int8_t* b = g.b + (n / 16) * g.b_block + (n % 16) * 4;
+      const T* b = reinterpret_cast<const T*>(g.b + (n / 16) * g.b_block) + (n % 16) * 4;
       int32_t acc = 0;
       for (int s = 0; s < g.segments; ++s) {
         const uint8_t* a = g.a + g.row_offset[m] + g.seg_offset[s];
@@ -23,6 +26,11 @@ void gemm(const GemmArgs& g) {
     }
   }
 }
+
+}  // namespace
+
+void gemm(const GemmArgs& g) { product<int8_t>(g); }
+void gemm_wide(const GemmArgs& g) { product<int16_t>(g); }
 
 void epilogue(const EpilogueArgs& a) {
   for (int n = 0; n < a.n; ++n)

@@ -2,20 +2,15 @@
 #if defined(__AMX_BF16__)
 #include <cstring>
 
+#include "ops/amx.h"
 #include "ops/real512.h"
 
 namespace pw::amx {
 namespace {
 
-struct alignas(64) Config {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t colsb[16] = {};
-  uint8_t rows[16] = {};
-};
-
 // Tiles 0 1 / 2 3: sums [row half][column half]; 4 5: activations; 6 7: weights.
 void configure(int top, int bottom, int step) {
-  Config c;
+  TileConfig c;
   const int rows[8] = {top, top, bottom, bottom, top, bottom, step / 2, step / 2};
   for (int i = 0; i < 8; ++i) {
     c.rows[i] = uint8_t(rows[i] ? rows[i] : 1);

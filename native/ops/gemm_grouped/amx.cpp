@@ -1,6 +1,7 @@
 // Grouped weights on tiles: 16 rows by 16 columns a unit, whose float sums stay in registers. The integer sums of a group
 // are scaled and added while the tiles of the next two groups are multiplied.
 #if defined(__AMX_INT8__)
+#include "ops/amx.h"
 #include "ops/avx512.h"
 
 namespace pw::avx512 {
@@ -12,12 +13,6 @@ namespace {
 
 constexpr int kRows = 16, kAhead = 2, kSums = 4;
 constexpr int kFewRows = 9, kShortGroup = 16;  // up to so many rows, and below so many inputs, vectors are faster
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t colsb[16] = {};
-  uint8_t rows[16] = {};
-};
 
 // Tiles 0 .. 3: sums; 4, 5: activations; 6, 7: weights. k: bytes of a step, up to 64.
 void configure(int rows, int k) {

@@ -5,18 +5,10 @@
 
 #include <cstring>
 
-#include "core/kernels.h"
+#include "ops/avx2.h"
 
 namespace pw::avx2 {
 namespace {
-
-inline __m256i broadcast4(const uint8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return _mm256_set1_epi32(v);
-}
-
-inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
 // One group of MR rows times 16 columns of 4-bit weights, added to sum[row][half].
 template <int MR>

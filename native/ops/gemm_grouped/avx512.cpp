@@ -9,12 +9,6 @@ namespace {
 
 constexpr int kPanelBytes = 24 << 10;  // weights of a panel of columns that stay in the first cache while rows pass
 
-PW_INLINE __m512i broadcast4(const uint8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return _mm512_set1_epi32(v);
-}
-
 // MR rows times NB blocks of 16 columns, groups first .. last - 1; float sums wait in c between calls. Within a call they
 // lie in t, which leaves the registers to the integer sums.
 template <int MR, int NB>

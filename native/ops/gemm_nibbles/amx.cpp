@@ -4,8 +4,8 @@
 #if defined(__AMX_INT8__)
 #include <cstring>
 
-#include "ops/avx512.h"
-#include "ops/gemm_nibbles/panel.h"
+#include "ops/amx.h"
+#include "ops/gemm_nibbles/codes512.h"
 
 namespace pw::avx512 {
 void gemm_nibbles(const GemmNibblesArgs&);
@@ -16,14 +16,7 @@ namespace {
 
 constexpr int kRows = 16, kSums = 8;
 constexpr int kLate = 3;              // turns from a group's product to its sum
-constexpr int kAheadBytes = 2048;     // that the stream of codes is fetched ahead
 constexpr int kChunkBytes = 512 << 10;  // of a panel's weights that stay in the second cache while rows pass
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t colsb[16] = {};
-  uint8_t rows[16] = {};
-};
 
 // How a group is cut: whole tiles of 64 inputs, and one of what is left and the zero point's.
 struct Cut {
@@ -165,7 +158,7 @@ void pack_rows(const GemmNibblesArgs& g, const Cut& cut, uint8_t* to) {
 // A panel's codes as bytes, [4 blocks][groups][quads][16][4], and scales [4][groups][16].
 template <int SCALE>
 void widen(const GemmNibblesArgs& g, const Cut& cut, const uint8_t* b, int8_t* codes, float* scales) {
-  const __m512i ones = _mm512_set1_epi8(1), eight = _mm512_set1_epi8(8), low = _mm512_set1_epi8(15);
+  const __m512i ones = _mm512_set1_epi8(1), eight = _mm512_set1_epi8(8);
   const __m512i most = _mm512_set1_epi32(127), least = _mm512_set1_epi32(-127), byte = _mm512_set1_epi32(255);
   const int64_t block = g.groups * cut.b_group;
   const int extra = nibbles_extra(g.group_len);
@@ -174,11 +167,8 @@ void widen(const GemmNibblesArgs& g, const Cut& cut, const uint8_t* b, int8_t* c
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sum[j] = _mm512_setzero_si512();
     for (int k = 0; k < g.group_len; k += 4, b += 128, codes += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(b + kAheadBytes), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(b + kAheadBytes + 64), _MM_HINT_T0);
-      const __m512i p = _mm512_loadu_si512(b), q = _mm512_loadu_si512(b + 64);
-      const __m512i v[4] = {_mm512_and_si512(p, low), _mm512_and_si512(_mm512_srli_epi16(p, 4), low),
-                            _mm512_and_si512(q, low), _mm512_and_si512(_mm512_srli_epi16(q, 4), low)};
+      __m512i v[4];
+      fields(b, v);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         dot4(sum[j], v[j], ones);
@@ -198,9 +188,7 @@ void widen(const GemmNibblesArgs& g, const Cut& cut, const uint8_t* b, int8_t* c
         }
         _mm512_storeu_si512(codes + j * block + i * 16, quad);
       }
-      const __m512 s = SCALE == 2 ? _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 32 * j)))
-                                  : _mm512_loadu_ps(b + 64 * j);
-      _mm512_store_ps(scales + (int64_t(j) * g.groups + group) * 16, s);
+      _mm512_store_ps(scales + (int64_t(j) * g.groups + group) * 16, scale_at<SCALE>(b, j));
     }
     codes += extra * 16;
     b += 64 * SCALE;

@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "core/kernels.h"
+#include "ops/avx2.h"
 #include "ops/gemm_nibbles/panel.h"
 
 namespace pw::avx2 {
@@ -14,14 +14,6 @@ void gemm_grouped(const GemmGroupedArgs&);
 namespace {
 
 constexpr int kAhead = 2048;
-
-inline __m256i broadcast4(const uint8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return _mm256_set1_epi32(v);
-}
-
-inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
 // Codes of 8 columns: of the low nibbles' block, and of the high ones'.
 inline void fields(const uint8_t* b, __m256i* v) {

@@ -3,7 +3,7 @@
 #if defined(__AVX512VNNI__)
 #include <cstring>
 
-#include "ops/avx512.h"
+#include "ops/gemm_nibbles/codes512.h"
 #include "ops/gemm_nibbles/panel.h"
 
 namespace pw::avx512 {
@@ -12,31 +12,7 @@ void gemm_grouped(const GemmGroupedArgs&);
 
 namespace {
 
-constexpr int kAhead = 2048;  // bytes that the stream of codes is fetched ahead
 constexpr int kShort = 2048;  // sums of so many codes are numbers of 16 bits
-
-PW_INLINE __m512i broadcast4(const uint8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return _mm512_set1_epi32(v);
-}
-
-// The codes of the four blocks of a quad.
-PW_INLINE void fields(const uint8_t* b, __m512i* v) {
-  const __m512i low = _mm512_set1_epi8(15);
-#pragma GCC unroll 2
-  for (int h = 0; h < 2; ++h) {
-    const __m512i pair = _mm512_loadu_si512(b + 64 * h);
-    v[2 * h] = _mm512_and_si512(pair, low);
-    v[2 * h + 1] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low);
-  }
-}
-
-template <int SCALE>
-PW_INLINE __m512 scale_at(const uint8_t* p, int block) {
-  if constexpr (SCALE == 2) return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * block)));
-  return _mm512_loadu_ps(p + 64 * block);
-}
 
 // MR rows times a panel.
 template <int MR, int SCALE>
@@ -63,8 +39,6 @@ __attribute__((noinline)) void panel(const GemmNibblesArgs& g, const int32_t* of
     }
     for (int q = 0; q < quads; ++q) {
       __m512i v[4];
-      _mm_prefetch(reinterpret_cast<const char*>(b + kAhead), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(b + kAhead + 64), _MM_HINT_T0);
       fields(b, v);
       b += 128;
 #pragma GCC unroll 4
@@ -138,8 +112,6 @@ void widen(const GemmNibblesArgs& g, const uint8_t* b, const Widened& to) {
     for (int j = 0; j < 4; ++j) sum[j] = _mm512_setzero_si512();
     for (int k = 0; k < g.group_len; k += 4, b += 128, codes += 64) {
       __m512i v[4];
-      _mm_prefetch(reinterpret_cast<const char*>(b + kAhead), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(b + kAhead + 64), _MM_HINT_T0);
       fields(b, v);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {

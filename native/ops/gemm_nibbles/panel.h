@@ -23,21 +23,13 @@ template <class Widen>
 inline void by_panels(const GemmNibblesArgs& g, Widen widen, GemmGroupedFn product) {
   const Widened to(g);
   GemmGroupedArgs p;
-  p.a = g.a;
-  p.lda = g.lda;
-  p.m = g.m;
-  p.groups = g.groups;
-  p.group_len = g.group_len;
+  static_cast<GroupedRows&>(p) = g;
   p.bits = 4;
   p.b = to.codes;
   p.b_block = int64_t(g.groups) * g.group_len * 16;
   p.scale = to.scale;
   p.colsum = to.colsum;
   p.step = 64;
-  p.row_zero = g.row_zero;
-  p.row_scale = g.row_scale;
-  p.row_step = g.row_step;
-  p.ldc = g.ldc;
   for (int column = 0; column < g.n; column += 64) {
     widen(g.b + column / 64 * g.b_panel, to);
     p.n = g.n - column < 64 ? g.n - column : 64;

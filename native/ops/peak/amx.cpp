@@ -5,19 +5,18 @@
 #include <cstdint>
 
 #include "core/kernels.h"
+#include "ops/amx.h"
 
 namespace pw::amx {
 namespace {
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t colsb[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 // Tiles of 16 x 64 bytes: accumulators 0 to 3, operands 4 to 7.
 void load(const void* bytes) {
-  const TileConfig config;
+  TileConfig config;
+  for (int i = 0; i < 8; ++i) {
+    config.colsb[i] = 64;
+    config.rows[i] = 16;
+  }
   __asm__ volatile("" : : "r"(&config), "r"(bytes) : "memory");  // the intrinsics do not say what they read
   _tile_loadconfig(&config);
   _tile_zero(0);

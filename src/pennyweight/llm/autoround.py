@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,9 @@ def autoround(
     Source: Cheng et al. 2023 (arXiv:2309.05516), equations 3 to 5 and algorithm 1.
     """
     layers = {n: block.get_submodule(n) for n in starts}
-    doubles: dict[str, Any] = {n: LinearTwin(m, schemes[n].layer(n)) for n, m in layers.items()}  # type: ignore[arg-type]
+    doubles: dict[str, Any] = {
+        n: LinearTwin(cast(nn.Linear, m), schemes[n].layer(n)) for n, m in layers.items()
+    }
     for name, twin in doubles.items():
         twin.solved["weight"] = starts[name]
     least = min(bits_of(q.spec) for q in starts.values())

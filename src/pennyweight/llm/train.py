@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,8 @@ from pennyweight.plan import Rule
 from pennyweight.recipe import Recipe
 from pennyweight.spec import QuantSpec
 from pennyweight.training import Schedule, fit, parameter_groups, prepare
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -256,19 +258,19 @@ def _write(
     files = []
     try:
         for i, lead in enumerate([*skeleton.blocks, ""]):
-            mine = [
-                {
-                    n: v
-                    for n, v in table.items()
-                    if (n.startswith(lead + ".") if lead else not skeleton.inside(n))
-                }
-                for table in (layers, floats, losses)
-            ]
             files.append(folder / f"part-{i:05}.safetensors")
-            Part(mine[0], mine[1], mine[2]).save(files[-1])  # type: ignore[arg-type]
+            part = Part(
+                _under(lead, skeleton, layers), _under(lead, skeleton, floats), _under(lead, skeleton, losses)
+            )
+            part.save(files[-1])
         made = folder / "result"
         targets[request.to].write(Quantized(run.directory, skeleton, files, asdict(request)), made)
         made.replace(out)
     finally:
         shutil.rmtree(folder)
     run.say("done", out.name)
+
+
+def _under(lead: str, skeleton: Skeleton, table: dict[str, T]) -> dict[str, T]:
+    """What belongs to a block; with an empty lead, to none."""
+    return {n: v for n, v in table.items() if (n.startswith(f"{lead}.") if lead else not skeleton.inside(n))}

@@ -165,16 +165,16 @@ class Engine:
         places = (c.c_void_p * count)(*[a.ctypes.data for a in self._arrays])
         if self.library.pw_model_constants(self.model, count, words.ctypes.data, words.size, places) < 0:
             raise KernelError(f"the engine refuses a constant: {lib.last_error(self.library)}")
-        self._give_back(self._arrays)
+        self._give_back()
         self.most_plans, self.plans_made = plans, 0
         # least recently used first; the last one found need not be moved
         self._plans: OrderedDict[tuple[tuple[int, ...], ...], Plan] = OrderedDict()
         self._last: Plan | None = None
         self._lock = allocate_lock()
 
-    def _give_back(self, arrays: list[Array]) -> None:
+    def _give_back(self) -> None:
         """Let the system have the pages of a mapped file again: what packing reads comes back, and goes when packed."""
-        file = next((f for f in map(_mapping, arrays) if f is not None), None)
+        file = next((f for f in map(_mapping, self._arrays) if f is not None), None)
         if file is not None and hasattr(mmap, "MADV_DONTNEED") and len(file) > _LARGE:
             file.madvise(mmap.MADV_DONTNEED)
             start = np.frombuffer(file, np.uint8, 1)

@@ -307,7 +307,8 @@ class Climb:
         from pennyweight.training import fit
         from pennyweight.training.prepare import prepare as prepare_training
 
-        assert self.train is not None
+        train = self.train
+        assert train is not None
         recipe = Recipe.preset("int8-qat")
         mixes = [t for t in self.trials if t.assignment and self._keeps_limits(t)]
         formats = min(mixes, key=lambda t: t.drop).assignment if mixes and self._limited() else {}
@@ -323,13 +324,13 @@ class Climb:
         def make() -> nn.Module:
             model = prepare_training(self.model, self.batches[0], recipe)
             calibrate(model, self.batches, progress=False)
-            started, first = time.perf_counter(), next(iter(self.train()))  # type: ignore[misc]
+            started, first = time.perf_counter(), next(iter(train()))
             timed = copy.deepcopy(model)
             fit(timed, lambda: [first] * 2, epochs=1, loss=self.loss, reestimate=0, progress=False)
             a_step = max((time.perf_counter() - started) / 2, 1e-4)
             steps = max(1, int(min(seconds_left, 3600.0) * 0.8 / a_step))
             steps = min(steps, self.train_steps or steps)
-            batches = limited(self.train, steps)  # type: ignore[arg-type]
+            batches = limited(train, steps)
             fit(model, batches, epochs=1, steps_per_epoch=steps, lr=0.002, loss=self.loss, teacher=self.model,
                 reestimate=min(50, steps), progress=False)  # fmt: skip
             return convert(model)
