@@ -14,7 +14,7 @@
 namespace pw {
 namespace {
 
-const char* const kNames[kIsaCount] = {"scalar", "avx2", "avx512vnni", "avx512bf16", "amx"};
+const char* const kNames[kIsaCount] = {"scalar", "avx2", "avx512vnni", "avx512vbmi", "avx512bf16", "amx"};
 
 #if defined(__x86_64__)
 unsigned long long xgetbv0() {
@@ -33,8 +33,7 @@ bool request_tiles() {
 }
 
 struct Features {
-  bool isa[kIsaCount] = {true, false, false, false, false};
-  bool lane_popcount = false;
+  bool isa[kIsaCount] = {true};
   Features() {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return;
@@ -44,18 +43,17 @@ struct Features {
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
     isa[kAvx2] = (b & (1u << 5)) && fma && f16c && (state & 6) == 6;
     const bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
-    const bool vbmi = c & (1u << 1), vnni = c & (1u << 11);
-    isa[kAvx512] = isa[kAvx2] && f && dq && bw && vl && vbmi && vnni && (state & 0xe6) == 0xe6;
-    lane_popcount = isa[kAvx512] && (c & (1u << 14)) && (c & (1u << 12));
+    const bool vbmi = c & (1u << 1), vnni = c & (1u << 11), bitalg = c & (1u << 12), popcount = c & (1u << 14);
+    isa[kAvx512] = isa[kAvx2] && f && dq && bw && vl && vnni && (state & 0xe6) == 0xe6;
+    isa[kAvx512Vbmi] = isa[kAvx512] && vbmi && bitalg && popcount;
     const bool tile = d & (1u << 24), int8 = d & (1u << 25), tile_bf16 = d & (1u << 22);
-    isa[kAvx512Bf16] = isa[kAvx512] && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+    isa[kAvx512Bf16] = isa[kAvx512Vbmi] && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
     isa[kAmx] = isa[kAvx512Bf16] && tile && int8 && tile_bf16 && (state & 0x60000) == 0x60000 && request_tiles();
   }
 };
 #else
 struct Features {
-  bool isa[kIsaCount] = {true, false, false, false, false};
-  bool lane_popcount = false;
+  bool isa[kIsaCount] = {true};
 };
 #endif
 
@@ -77,8 +75,6 @@ bool isa_supported(int isa) {
 #endif
   return isa >= 0 && isa < kIsaCount && features().isa[isa];
 }
-
-bool has_lane_popcount() { return features().lane_popcount; }
 
 int isa_default() {
   if (const char* forced = std::getenv("PENNYWEIGHT_ISA"); forced && *forced) {

@@ -82,6 +82,7 @@ struct Slot;
 PW_DECLARE(scalar)
 PW_DECLARE(avx2)
 PW_DECLARE(avx512)
+PW_DECLARE(avx512vbmi)
 PW_DECLARE(avx512bf16)
 PW_DECLARE(amx)
 #undef PW_DECLARE
@@ -95,12 +96,6 @@ const KernelRow kRows[] = {
 #undef PW_KERNEL
 constexpr int kRowCount = int(sizeof(kRows) / sizeof(kRows[0]));
 
-// Whether a row's kernel needs no more than its instruction set promises, or this processor has what it needs.
-bool runs_here(const KernelRow& row) {
-  const bool bits = row.op == k_bit_gemm || row.op == k_sign_f32 || row.op == k_sign_u8 || row.op == k_sign_i32;
-  return !(bits && row.isa >= kAvx512) || has_lane_popcount();
-}
-
 struct Tables {
   Kernels of[kIsaCount];
   Tables() {
@@ -108,7 +103,7 @@ struct Tables {
       Kernels& k = of[isa];
       k.isa = isa;
       for (const KernelRow& row : kRows)
-        if (row.isa <= isa && runs_here(row) && (!k.row[row.op] || k.row[row.op]->isa < row.isa)) k.row[row.op] = &row;
+        if (row.isa <= isa && (!k.row[row.op] || k.row[row.op]->isa < row.isa)) k.row[row.op] = &row;
 #define PW_OP(name, type) k.name = reinterpret_cast<type>(k.row[k_##name]->fn);
 #include "core/ops.inc"
 #undef PW_OP

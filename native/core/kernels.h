@@ -37,6 +37,7 @@ struct Epilogue {
   float r_multiplier = 0;
   int32_t zero = 0, lo = 0, hi = 255;
   const uint8_t* lut = nullptr;         // [256]
+  bool permutes = false;                // the processor permutes bytes (kAvx512Vbmi): tables are faster
   bool fits = false;                    // no t can leave int32: clamping may follow the conversion
 };
 

@@ -28,15 +28,34 @@ PW_INLINE __m512i broadcast4(const uint8_t* p) {
   return _mm512_set1_epi32(v);
 }
 
+// Bytes of a and b, side by side, by the lower 7 bits of an index. As assembly: only kAvx512Vbmi has it.
+PW_INLINE __m512i permute_bytes(__m512i a, __m512i index, __m512i b) {
+  __asm__("vpermi2b %2, %1, %0" : "+v"(index) : "v"(a), "v"(b));
+  return index;
+}
+
 struct Lut {  // 256 bytes in four registers
   __m512i t[4];
-  explicit Lut(const uint8_t* p) {
+  bool bytes;  // whether the processor permutes bytes: kAvx512Vbmi
+  Lut(const uint8_t* p, bool bytes) : bytes(bytes) {
     for (int i = 0; i < 4; ++i) t[i] = _mm512_loadu_si512(p + 64 * i);
   }
   PW_INLINE __m512i operator()(__m512i x) const {
-    const __m512i low = _mm512_permutex2var_epi8(t[0], x, t[1]);
-    const __m512i high = _mm512_permutex2var_epi8(t[2], x, t[3]);
-    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high);
+    if (bytes) {
+      const __m512i low = permute_bytes(t[0], x, t[1]), high = permute_bytes(t[2], x, t[3]);
+      return _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high);
+    }
+    const __m512i even = by_words(_mm512_and_si512(x, _mm512_set1_epi16(255))), odd = by_words(_mm512_srli_epi16(x, 8));
+    return _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaaull, even, _mm512_slli_epi16(odd, 8));
+  }
+
+ private:
+  // An index in every lane of 16 bits: two entries are picked as a word by its upper 7 bits, its lowest says which.
+  PW_INLINE __m512i by_words(__m512i x) const {
+    const __m512i word = _mm512_srli_epi16(x, 1);
+    const __m512i low = _mm512_permutex2var_epi16(t[0], word, t[1]), high = _mm512_permutex2var_epi16(t[2], word, t[3]);
+    const __m512i both = _mm512_mask_blend_epi16(_mm512_test_epi16_mask(x, _mm512_set1_epi16(128)), low, high);
+    return _mm512_srlv_epi16(both, _mm512_and_si512(_mm512_slli_epi16(x, 3), _mm512_set1_epi16(8)));
   }
 };
 
@@ -126,7 +145,7 @@ PW_INLINE __m512i to_bytes(const Finish& f, const __m512i* q) {
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   __m512i bytes = path == kWhole ? f.whole_bytes(q[0], q[1], q[2], q[3]) : f.bytes(q[0], q[1], q[2], q[3]);
   bytes = _mm512_permutexvar_epi32(order, bytes);
-  if (path == kTable || (path == kGeneral && f.e.lut)) bytes = Lut(f.e.lut)(bytes);
+  if (path == kTable || (path == kGeneral && f.e.lut)) bytes = Lut(f.e.lut, f.e.permutes)(bytes);
   return bytes;
 }
 

@@ -118,6 +118,7 @@ Tail make_tail(Builder& b, int op, int64_t columns) {
     const int table = next(b, after, {"table"});
     if (table >= 0 && plan.constant(plan.ops[table].in[1]).dtype == PW_U8) {
       t.base.lut = static_cast<const uint8_t*>(plan.constant(plan.ops[table].in[1]).data);
+      t.base.permutes = plan.kernels->isa >= kAvx512Vbmi;
       take(b, t, table);
     }
   } else if (const auto [add, other] = added(b, after); add >= 0 && made_before(b, other, op)) {

@@ -79,7 +79,7 @@ PW_INLINE void finish(const DepthwiseArgs& d, const Finish& f, const __m512i* ra
     for (int v = 0; v < 4; ++v) t[v] = _mm512_add_ps(t[v], f.residual(codes.v[v]));
   }
   __m512i bytes = f.bytes(f.rounded(t[0]), f.rounded(t[1]), f.rounded(t[2]), f.rounded(t[3]));
-  if (e.lut) bytes = Lut(e.lut)(bytes);
+  if (e.lut) bytes = Lut(e.lut, e.permutes)(bytes);
   _mm512_mask_storeu_epi8(d.y + at, mask, bytes);
 }
 

@@ -5,7 +5,7 @@
 #include "ops/avx512.h"
 #include "ops/bits/one.h"
 
-namespace pw::avx512 {
+namespace pw::avx512vbmi {
 namespace {
 
 PW_INLINE __m512i word(const uint8_t* p) {
@@ -346,6 +346,6 @@ void sign_i32(const SignArgs& a) {
   });
 }
 
-}  // namespace pw::avx512
+}  // namespace pw::avx512vbmi
 
 #endif
