@@ -53,5 +53,16 @@ PW_REAL_INLINE void store_real(const RealTail& t, __m512 y, int m, int n, int le
   store_values(c, at, t.out_bf16, mask, y);
 }
 
+// The same for `rows` rows of NB vectors, in memory. Not inlined: it would stand in every tile.
+template <int NB, class Args>
+__attribute__((noinline)) void store_tile(const Args& g, const __m512* acc, int rows, int m, int block) {
+  for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NB; ++j) {
+      const int column = 16 * (block + j);
+      store_real(g.tail, *acc++, m + i, column, g.n - column, g.c, g.c_offset[m + i] + column);
+    }
+}
+
 }  // namespace
 }  // namespace pw

@@ -32,13 +32,12 @@ void tile(const GemmF32Args& g, int m, int block) {
       b += 16;
     }
   }
+  __m512 done[MR * NB];
 #pragma GCC unroll 14
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < NB; ++j) {
-      const int column = 16 * (block + j);
-      store_real(g.tail, acc[i][j], m + i, column, g.n - column, g.c, g.c_offset[m + i] + column);
-    }
+    for (int j = 0; j < NB; ++j) done[i * NB + j] = acc[i][j];
+  store_tile<NB>(g, done, MR, m, block);
 }
 
 using Tile = void (*)(const GemmF32Args&, int, int);
