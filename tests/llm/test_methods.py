@@ -156,6 +156,27 @@ def test_smoothing_and_rotation_restore_what_outliers_cost(llama, outliers, ids,
     assert found["smooth"] < 2 * lost(load(tmp_path / "without"), ids, want)
 
 
+def test_a_calibrated_range_is_that_of_least_squared_error():
+    from pennyweight.llm.block import Group, Streams, input_params, observe, round_tokens
+    from pennyweight.llm.schemes import scheme_of
+
+    scheme, group, block = scheme_of("w8a8-static"), Group(["layer"]), torch.nn.Module()
+    block.layer = torch.nn.Linear(64, 8)
+    x = torch.randn(8, 512, 64, generator=torch.Generator().manual_seed(0))
+    streams = Streams(lambda module, hidden: module.layer(hidden), list(x.split(2)))
+    observe(block, streams, [group], {"layer": scheme}, False)
+    low, high = torch.aminmax(x)
+    extremes = torch.stack([(high - low) / 255, torch.round(-low * 255 / (high - low))])
+    before, after = (
+        (round_tokens(x, scheme, p) - x).pow(2).mean() for p in (extremes, input_params(group, scheme))
+    )
+    assert after < 0.95 * before
+    group.scaled(torch.ones(64))
+    assert (
+        input_params(group, scheme) is None
+    )  # a histogram of all inputs together cannot follow: to be observed anew
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_rotation_in_float_changes_nothing(ids, tmp_path, tied):
     from tests.llm.conftest import make_llama

@@ -15,7 +15,9 @@ from pennyweight.formats.integer import Integer
 from pennyweight.llm.methods import Method, Problem, relative_loss
 from pennyweight.llm.schemes import Scheme
 from pennyweight.llm.store import Solved
-from pennyweight.ranges import TINY, params_of_range
+from pennyweight.ranges import TINY
+from pennyweight.ranges.mse import MSE
+from pennyweight.stats.histogram import Histogram
 
 Run = Callable[
     [nn.Module, Tensor], Tensor
@@ -32,6 +34,7 @@ class Group:
         cross: mean of `x~ x^T` with the inputs x~ of the float network, or None.
         low: least value of each input, [in]; zero is among the values.
         high: greatest value of each input, [in].
+        values: of all inputs together, where their range is calibrated.
         tokens: how many inputs were seen.
     """
 
@@ -40,15 +43,17 @@ class Group:
     cross: Tensor | None = None
     low: Tensor | None = None
     high: Tensor | None = None
+    values: Histogram | None = None
     tokens: int = 0
 
     def forget(self) -> None:
         """Let the statistics go."""
-        self.gram = self.cross = self.low = self.high = None
+        self.gram = self.cross = self.low = self.high = self.values = None
         self.tokens = 0
 
     def scaled(self, factor: Tensor) -> None:
-        """Inputs were divided by `factor`, [in], positive: the statistics follow."""
+        """Inputs were divided by `factor`, [in], positive: the statistics follow; the histogram cannot and goes."""
+        self.values = None
         if self.gram is not None:
             self.gram = self.gram / factor / factor[:, None]
         if self.cross is not None:
@@ -180,6 +185,8 @@ def observe(
 ) -> None:
     """Fill the statistics of groups from what their first layers read: extremes, and second moments if wanted.
 
+    Of inputs whose range is calibrated, a histogram too.
+
     With a float stream also the moments between its inputs and those of the quantized one.
     """
     for group in groups:
@@ -202,6 +209,9 @@ def observe(
             group.low = low if group.low is None else torch.minimum(group.low, low)
             group.high = high if group.high is None else torch.maximum(group.high, high)
             group.tokens += len(x)
+            if schemes[group.names[0]].static:
+                group.values = group.values or Histogram()
+                group.values.update(x)
             if gram:
                 x = round_tokens(x, schemes[group.names[0]])
                 group.gram = x.T @ x if group.gram is None else group.gram.addmm_(x.T, x)
@@ -239,10 +249,13 @@ def observe(
 
 
 def input_params(group: Group, scheme: Scheme) -> Tensor | None:
-    """Scale and zero point [2] of calibrated activations, None for others."""
-    if not scheme.static or scheme.input is None or group.low is None or group.high is None:
+    """Scale and zero point [2] of calibrated activations, None for others: of the range of least squared error.
+
+    Products of gates have tails so long that codes of 8 bits for the extremes leave too few to the rest.
+    """
+    if not scheme.static or scheme.input is None or group.values is None:
         return None
-    ends = params_of_range(group.low.min(), group.high.max(), scheme.input)
+    ends = MSE()(group.values, scheme.input)
     assert ends.zero is not None
     return torch.stack([ends.scale, ends.zero])
 
