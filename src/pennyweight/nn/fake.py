@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from pennyweight.errors import CalibrationError, EmptyCalibration, NonFinite
 from pennyweight.formats import grids
 from pennyweight.formats.codebook import Codebook
-from pennyweight.formats.integer import Integer
 from pennyweight.gradients import Estimator
-from pennyweight.gradients.affine import bounds, leveled
+from pennyweight.gradients.affine import bounds, rounded
 from pennyweight.nn.ranks import agreed
 from pennyweight.qtensor import QParams, QTensor, per_element, quantize
 from pennyweight.ranges import TINY, RangeRule, params_of_range
@@ -426,10 +425,4 @@ def fake_quantize_per_tensor(x: Tensor, scale: Tensor, zero: Tensor, spec: Quant
 
     On grids of other levels `x' = s L(x / s)`, see `gradients.affine.leveled`.
     """
-    if not isinstance(grids[spec.grid], Integer):
-        return leveled(x, scale, spec)
-    low, high = bounds(spec)
-    scaled = x * (1.0 / scale)
-    clipped = torch.clamp(scaled, low - zero, high - zero)
-    rounded = clipped + (torch.round(clipped) - clipped).detach()
-    return rounded * scale
+    return rounded(x, scale, zero, spec)

@@ -19,6 +19,6 @@ class Brecq(Reconstruct):
     (arXiv:2102.05426).
     """
 
-    units: Literal["layer", "block"] = "block"
+    units: Literal["layer", "block", "network"] = "block"
     fisher: bool = True
     steps: bool = True

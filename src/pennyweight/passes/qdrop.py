@@ -19,6 +19,6 @@ class QDrop(Reconstruct):
     (arXiv:2203.05740).
     """
 
-    units: Literal["layer", "block"] = "block"
+    units: Literal["layer", "block", "network"] = "block"
     drop: float = 0.5
     steps: bool = True

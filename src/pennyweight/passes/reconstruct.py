@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -27,42 +27,51 @@ from pennyweight.reconstruction.optimize import Block, Settings, reconstruct
 from pennyweight.reconstruction.replay import Replay
 from pennyweight.reconstruction.samples import first_tensor, fisher, inputs_of
 
+CHOICES = {
+    "start": ("nearest", "solved"), "units": ("layer", "block", "network"), "rounding": ("soft", "signs", "free"),
+}  # fmt: skip
+
 
 @passes.register("reconstruct")
 @dataclass(frozen=True)
 class Reconstruct:
-    """Round to nearest, then learn for every unit, in the order they run, which way each weight is rounded.
+    """Round to nearest, then learn for every unit, in the order they run, to which level each weight is rounded.
 
         min_V  E |f(W, x) - f(W'(V), x')|^2 + pressure * mean(1 - |2 h(V) - 1|^beta)
 
     with x' the unit's inputs in the network as quantized so far, and f(W, x) its results in the float network. The
     error is measured in units of that of nearest rounding, so that nothing has to be tuned to a network. `adaround`,
-    `brecq` and `qdrop` are this pass with the settings of these papers. A unit is reported by a `reconstruct` event
-    with its error before and after; what does not lower it is taken back.
+    `brecq`, `qdrop` and `adaquant` are this pass with the settings of these papers. A unit is reported by a
+    `reconstruct` event with its error before and after; what does not lower it is taken back.
 
     Args:
-        range: rule for the scales of weights; they stay as they are.
+        range: rule for the scales of weights; they stay as they are, unless `rounding` is "free".
         options: its options.
-        units: "layer", or "block": residual blocks and the like, as `reconstruction.blocks` finds them.
+        start: "nearest", or "solved": from what the passes before have found, such as GPTQ's codes and measured biases.
+        units: "layer", or "block": residual blocks and the like, as `reconstruction.blocks` finds them; or "network":
+            everything at once, by the network's result.
         iterations: steps a unit.
         batch: samples a step.
-        rate: of Adam; 0 stands for 10 / iterations.
+        rate: of Adam; 0 stands for 10 / iterations, with "free" for 3 / iterations (0.75 from what is solved), falling
+            to 0.
         pressure: see above.
         warmup: share of the steps without pressure.
         fisher: weigh errors by the squared gradients of the float network's log likelihood.
         drop: share of activations that stay unrounded while learning, anew in every step.
         steps: learn the scales of activations too.
         biases: learn a shift of every bias too.
-        rounding: "soft" for sigmoids, "signs" for signed gradients.
+        rounding: "soft" for sigmoids, "signs" for signed gradients, "free" for any level under learned scales.
         skip: paths of layers to leave as they are.
 
     Source: Nagel et al. 2020, AdaRound (arXiv:2004.10568); Li et al. 2021, BRECQ (arXiv:2102.05426); Wei et al. 2022,
-    QDrop (arXiv:2203.05740); Cheng et al. 2023, SignRound (arXiv:2309.05516).
+    QDrop (arXiv:2203.05740); Cheng et al. 2023, SignRound (arXiv:2309.05516); Hubara et al. 2021, AdaQuant
+    (arXiv:2006.10518).
     """
 
     range: str = "mse"
     options: dict[str, Any] = field(default_factory=dict)
-    units: Literal["layer", "block"] = "layer"
+    start: Literal["nearest", "solved"] = "nearest"
+    units: Literal["layer", "block", "network"] = "layer"
     iterations: int = 1000
     batch: int = 32
     rate: float = 0.0
@@ -72,7 +81,7 @@ class Reconstruct:
     drop: float = 0.0
     steps: bool = False
     biases: bool = True
-    rounding: Literal["soft", "signs"] = "soft"
+    rounding: Literal["soft", "signs", "free"] = "soft"
     skip: tuple[str, ...] = ()
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
@@ -84,18 +93,18 @@ class Reconstruct:
         Raises:
             RecipeError: on options that have no meaning.
         """
-        if self.units not in ("layer", "block") or self.rounding not in ("soft", "signs"):
-            raise RecipeError(
-                f"units = {self.units!r}, rounding = {self.rounding!r}",
-                hint="Units are 'layer' or 'block', rounding is 'soft' or 'signs'.",
-            )
+        known = {"start": self.start, "units": self.units, "rounding": self.rounding}
+        for name, able in CHOICES.items():
+            if known[name] not in able:
+                raise RecipeError(f"{name} = {known[name]!r}", hint=f"One of {', '.join(able)}.")
         if self.iterations < 1 or self.batch < 1 or not 0 <= self.drop < 1:
             raise RecipeError(f"iterations = {self.iterations}, batch = {self.batch}, drop = {self.drop}")
         return set()
 
     def settings(self) -> Settings:
         """What the loop reads."""
-        whole = 2.0 / self.iterations if self.rounding == "signs" else 10.0 / self.iterations
+        free = 3.0 if self.start == "nearest" else 0.75  # larger steps lose what was solved before they gain
+        whole = {"signs": 2.0, "free": free}.get(self.rounding, 10.0) / self.iterations
         return Settings(
             self.iterations, self.batch, self.rate or whole, self.pressure, self.warmup, self.drop, self.steps,
             self.biases, self.rounding,
@@ -107,14 +116,15 @@ class Reconstruct:
         Raises:
             EmptyCalibration: if there is no batch.
         """
-        Solve("rtn", self.range, self.options).run(context)
+        if self.start == "nearest":
+            Solve("rtn", self.range, self.options).run(context)
         for quantizer in quantizers(context.model).values():
             quantizer.active = quantizer.calibrated
         model, batches = context.model, _held(context)
         found = weights(model, dict(model.named_parameters()))
         by_layer = {t.layer.name: [f for f in found if f[0] is t] for t, _, _ in found}
         paths = {p for p in by_layer if ":" not in p and p not in self.skip}
-        units = find_units(context.graph, model, paths, whole_blocks=self.units == "block")
+        units = self._units(context, paths)
         store = (
             None if context.checkpoint is None else _Store(context.checkpoint, self._digest(context, batches))
         )
@@ -135,6 +145,12 @@ class Reconstruct:
             context.journal.add(
                 "reconstruct", unit.path, layers=len(unit.layers), before=errors[0], after=errors[1]
             )
+
+    def _units(self, context: Context, paths: set[str]) -> list[Unit]:
+        found = find_units(context.graph, context.model, paths, whole_blocks=self.units == "block")
+        if self.units == "network" and found:
+            return [Unit("", tuple(p for unit in found for p in unit.layers))]
+        return found
 
     def _block(
         self,
@@ -200,6 +216,10 @@ def _layer(site: str) -> str:
     return f"{path}:{tensor.partition(':')[0]}" if "/" in tensor else path
 
 
+def _stored(scale: Tensor | QTensor) -> Tensor:
+    return scale.codes if isinstance(scale, QTensor) else scale
+
+
 def _held(context: Context) -> list[Any]:
     batches = [] if context.batches is None else list(context.batches())
     if not batches:
@@ -225,6 +245,7 @@ class _Store:
         for path in unit.layers:
             for twin, name, _ in by_layer[path]:
                 yield f"codes {path}:{name}", twin.solved[name].codes
+                yield f"step {path}:{name}", _stored(twin.solved[name].scale)
                 if getattr(twin, "bias_shift", None) is not None:
                     yield f"shift {path}", twin.bias_shift
         for site, quantizer in quantizers(model).items():
@@ -257,8 +278,9 @@ class _Store:
         for layer in unit.layers:
             for twin, name, _ in by_layer[layer]:
                 old: QTensor = twin.solved[name]
-                codes = tensors[f"codes {layer}:{name}"]
-                twin.solved = {**twin.solved, name: QTensor(codes, old.scale, old.zero, old.spec)}
+                codes, step = tensors[f"codes {layer}:{name}"], tensors[f"step {layer}:{name}"]
+                scale = replace(old.scale, codes=step) if isinstance(old.scale, QTensor) else step
+                twin.solved = {**twin.solved, name: QTensor(codes, scale, old.zero, old.spec)}
                 if f"shift {layer}" in tensors:
                     twin.bias_shift = tensors[f"shift {layer}"]
         for site, quantizer in quantizers(model).items():

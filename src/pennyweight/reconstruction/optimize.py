@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.nn.rounding import ROUNDING
 from pennyweight.nn.sites import routed
+from pennyweight.qtensor import QTensor
 from pennyweight.reconstruction.blocks import Unit
 from pennyweight.reconstruction.samples import Samples, first_tensor
-from pennyweight.reconstruction.soften import SignRounding, SoftRounding, can_soften
+from pennyweight.reconstruction.soften import FreeRounding, SignRounding, SoftRounding, can_soften
 
 CHECKED = 256  # samples on which a block is compared before and after
 
@@ -27,12 +28,14 @@ class Settings:
 
     Attributes:
         iterations, batch: steps, and samples drawn for each.
-        rate: step of Adam for the roundings, in units of their logits.
+        rate: step of Adam for the roundings, in units of their logits; of "free" weights in steps of their grid,
+            falling to 0 over the iterations.
         pressure: weight of `mean(1 - |2 h - 1|^beta)` beside the error, which is 1 for nearest rounding.
         warmup: share of the steps before that term counts; then beta falls from 20 to 2.
         drop: share of the values that stay unrounded in training, of inputs and at every activation inside.
         steps, biases: whether the scales of activations, and a shift of every bias, are learned too.
-        rounding: "soft" (sigmoids) or "signs" (signed gradients).
+        rounding: "soft" (sigmoids), "signs" (signed gradients) or "free" (any level, under scales that are
+            learned too).
         stretch: whether "signs" learns a factor of the scales of weights too.
         keep: whether the step of least running error is a candidate beside the last.
     """
@@ -45,7 +48,7 @@ class Settings:
     drop: float
     steps: bool
     biases: bool
-    rounding: Literal["soft", "signs"]
+    rounding: Literal["soft", "signs", "free"]
     stretch: bool = False
     keep: bool = False
 
@@ -158,13 +161,7 @@ class _Learner:
         self.block, self.settings = block, settings
         self.signs = settings.rounding == "signs"
         self.learned = [
-            (
-                t,
-                n,
-                SignRounding(w, t.solved[n], settings.stretch)
-                if self.signs
-                else SoftRounding(w, t.solved[n]),
-            )
+            (t, n, _rounding(w, t.solved[n], settings))
             for t, n, w in block.weights
             if can_soften(t.solved[n])
         ]
@@ -175,12 +172,21 @@ class _Learner:
         self.roundings = [r for _, _, r in self.learned]
         self.free = [*(p for r in self.roundings for p in r.parameters()), *(s.free for s in self.beside)]
         groups = [
-            {"params": [] if self.signs else [r.logits for r in self.roundings], "lr": settings.rate},
+            {
+                "params": [r.logits for r in self.roundings if isinstance(r, SoftRounding)],
+                "lr": settings.rate,
+            },
+            {"params": [r.place for r in self.roundings if isinstance(r, FreeRounding)], "lr": settings.rate},
+            {
+                "params": [r.stretch for r in self.roundings if isinstance(r, FreeRounding)],
+                "lr": 0.1 * settings.rate,
+            },
             {"params": [s.free for s in shifts], "lr": settings.rate},
             {"params": [s.free for s in steps], "lr": 0.1 * settings.rate},
         ]
         groups = [g for g in groups if g["params"]]
         self.optimizer = torch.optim.Adam(groups) if groups else None
+        self.rates = [float(g["lr"]) for g in groups]  # type: ignore[arg-type]
 
     def run(self, unit: float, tick: Callable[[], object]) -> list[list[Tensor]]:
         """All steps; returns what is worth a look: the values of `free` at the end, and before at the best step.
@@ -212,6 +218,9 @@ class _Learner:
                 if self.signs:
                     self._signed_step(settings.rate * (1 - i / settings.iterations))
                 if self.optimizer is not None:
+                    if settings.rounding == "free":  # levels that still flip would not be those of the scales
+                        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                            group["lr"] = rate * (1 - i / settings.iterations)
                     self.optimizer.step()
                 tick()
         return [*found, self.values()]
@@ -237,6 +246,12 @@ class _Learner:
                 for p, low, high in r.signed():
                     if p.grad is not None:
                         p.sub_(p.grad.sign(), alpha=rate).clamp_(low, high)
+
+
+def _rounding(matrix: Tensor, q: QTensor, settings: Settings) -> SoftRounding | SignRounding | FreeRounding:
+    if settings.rounding == "signs":
+        return SignRounding(matrix, q, settings.stretch)
+    return FreeRounding(matrix, q) if settings.rounding == "free" else SoftRounding(matrix, q)
 
 
 def _power(progress: float, warmup: float) -> float:

@@ -1,4 +1,4 @@
-"""Roundings that are learned: by sigmoids that are driven to 0 or 1, or by the signs of gradients."""
+"""Roundings that are learned: by sigmoids driven to 0 or 1, by the signs of gradients, or with the weights free."""
 
 from __future__ import annotations
 
@@ -120,4 +120,56 @@ class SignRounding(nn.Module):
             place = blocked(self.matrix, tuple(scale.shape)) / unblocked_param(scale, self.shape)
         moved = torch.round(place + blocked(self.logits.detach(), tuple(self.scale.shape))) + self.zero
         codes = moved.clamp(self.qmin, self.qmax).reshape(self.shape).to(self.q.codes.dtype)
+        return QTensor(codes, stored, self.q.zero, self.q.spec)
+
+
+class FreeRounding(nn.Module):
+    """Stands for a weight that may take any level, under a scale that is learned beside it.
+
+        w' = s e^a (clamp(rint(p) + z, qmin, qmax) - z),  dw'/dp = s e^a to half a step beyond the ends, 0 further out
+
+    p: the weight in steps, [out, in], from `w / s`, or from the code where that is another level (a solver's choice
+    stays); a: of every scale, from 0. The gradient of `a` is exact, as p counts steps and does not change with it.
+    Source: Hubara et al. 2021, "Accurate Post Training Quantization With Small Calibration Sets" (AdaQuant,
+    arXiv:2006.10518), equation 2; weights in steps and the factor `e^a` in the place of a learned scale are ours.
+    """
+
+    def __init__(self, matrix: Tensor, q: QTensor) -> None:
+        super().__init__()
+        self.q, self.matrix = q, matrix.detach().float()
+        grid = grids[q.spec.grid]
+        assert isinstance(grid, Integer)
+        scale, shape = q.scales(), tuple(matrix.shape)
+        self.scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        zero = torch.zeros_like(scale) if q.zero is None else q.zero.float()
+        wide = per_element(zero, shape)
+        self.low, self.high = grid.qmin - wide, grid.qmax - wide
+        place = self.matrix / per_element(self.scale, shape)
+        level = q.codes.reshape(shape).float() - wide
+        nearest = torch.minimum(torch.maximum(torch.round(place), self.low), self.high)
+        place = torch.where(nearest == level, place, level)
+        self.place = nn.Parameter(torch.minimum(torch.maximum(place, self.low - 0.5), self.high + 0.5))
+        self.stretch = nn.Parameter(torch.zeros_like(self.scale))
+
+    def level(self) -> Tensor:
+        """The level of every weight in steps, [out, in]; gradients go to p as if it were not rounded."""
+        p = self.place
+        whole = torch.minimum(torch.maximum(torch.round(p.detach()), self.low), self.high)
+        inside = (p.detach() >= self.low - 0.5) & (p.detach() <= self.high + 0.5)  # what rounds to a level
+        return whole + (p - p.detach()) * inside
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """The weight, rounded."""
+        return self.level() * per_element(self.scale * self.stretch.exp(), tuple(self.matrix.shape))
+
+    def undecided(self, power: float) -> Tensor:
+        """Nothing is."""
+        return torch.zeros(())
+
+    def codes(self) -> QTensor:
+        """What was learned, under scales as they are stored."""
+        scale = self.scale * self.stretch.detach().exp()
+        stored = quantize(self.matrix, self.q.spec, QParams(scale, self.q.zero)).scale
+        zero = 0.0 if self.q.zero is None else per_element(self.q.zero.float(), tuple(self.matrix.shape))
+        codes = (self.level().detach() + zero).reshape(self.q.codes.shape).to(self.q.codes.dtype)
         return QTensor(codes, stored, self.q.zero, self.q.spec)
