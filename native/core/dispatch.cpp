@@ -40,6 +40,8 @@ struct Slot;
   void mix(const MixArgs&);                               \
   void probabilities(const ProbabilitiesArgs&);           \
   void layer_norm(const LayerNormArgs&);                  \
+  void rms_norm(const LayerNormArgs&);                    \
+  void rotary(const RotaryArgs&);                         \
   void exp(const UnaryArgs&);                             \
   void sigmoid(const UnaryArgs&);                         \
   void tanh(const UnaryArgs&);                            \

@@ -162,7 +162,17 @@ struct LayerNormArgs {
   const float* shift;  // or null
   float eps;
 };
-using LayerNormFn = void (*)(const LayerNormArgs&);
+using LayerNormFn = void (*)(const LayerNormArgs&);  // of an RMS norm too, which has no shift
+
+// y[i] = x[i] cos[i] - x[i + h] sin[i], y[i + h] = x[i + h] cos[i + h] + x[i] sin[i + h], h = n / 2
+struct RotaryArgs {
+  const float* x;
+  const float* cos;
+  const float* sin;
+  float* y;
+  int n;
+};
+using RotaryFn = void (*)(const RotaryArgs&);
 
 struct UnaryArgs {
   const float* x;

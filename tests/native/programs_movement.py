@@ -87,8 +87,27 @@ def normalisations() -> Iterator[tuple[Case, Program]]:
                 y,
                 case.op("layer_norm", [x, "", ""], eps=1e-12),
                 case.op("quantize", [y], scale=0.05, **CODES),
+                case.op("rms_norm", [x, gain], eps=1e-5),
+                case.op("rms_norm", [x, ""], eps=0.0),
             ),
         )
+        ranged = Case(f"RMS norm rounded row by row {rows} {n}")
+        normed = ranged.op("rms_norm", [ranged.floats(rows, n), ""], eps=1e-6)
+        parts = ranged.op("dynamic_quantize", [normed], results=3, per_token=True)
+        yield ranged, ranged.program(*parts)
+    for lead, turns, n in (
+        ((1,), (1,), 2),
+        ((2, 5, 3), (5, 1), 34),
+        ((1, 7, 2), (7, 1), 128),
+        ((4, 9), (4, 9), 66),
+    ):
+        case = Case(f"rotary {lead} {turns} {n}")
+        cos, sin = case.floats(*turns, n), case.floats(*turns, n)
+        whole = case.op("rotary", [case.floats(*lead, n), cos, sin])
+        wide = case.floats(*lead, 2 * n)
+        axes = len(lead) + 1
+        part = case.op("slice", [wide], starts=[0] * len(lead) + [n], stops=[*lead, 2 * n], steps=[1] * axes)
+        yield case, case.program(whole, case.op("rotary", [part, cos, sin]))
     case = Case("float functions")
     x = case.floats(3, 77, scale=6)
     from pennyweight.program.ops.functions import UNARY

@@ -287,6 +287,44 @@ void build_binary(Builder& b, int number) {
   b.add(std::move(step));
 }
 
+// ---- rotary --------------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct RotaryStep : Step {
+  RotaryFn fn;
+  Rows rows;  // each of one or more vectors
+  int x, cos, sin, y, n;
+  void run(const Run& r, int task, int) const override {
+    const int64_t each = rows.length / n, vectors = rows.count * each;
+    for (int64_t i = vectors * task / tasks; i < vectors * (task + 1) / tasks; ++i) {
+      const int64_t row = i / each, at = i % each * n;
+      const auto place = [&](int tensor) { return rows.at(tensor, row) + at; };
+      fn({r.at<float>(x) + place(1), r.at<float>(cos) + place(2), r.at<float>(sin) + place(3), r.at<float>(y) + place(0), n});
+    }
+  }
+};
+
+}  // namespace
+
+void build_rotary(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode& op = plan.ops[number];
+  auto step = std::make_unique<RotaryStep>();
+  const Value& out = plan.values[op.out[0]];
+  const auto strides = [&](int operand) { return broadcast_strides(plan.values[op.in[operand]], out.dims); };
+  step->fn = plan.kernels->rotary;
+  step->x = op.in[0];
+  step->cos = op.in[1];
+  step->sin = op.in[2];
+  step->y = op.out[0];
+  step->n = int(std::max<int64_t>(out.dims.back(), 1));
+  step->rows = rows_of(out.dims, {out.strides, strides(0), strides(1), strides(2)});
+  describe(*step, plan, op, plan.kernels->row[k_rotary]->symbol);
+  if (plan.threads > 1 && out.count() > 10000) step->tasks = plan.threads * 2;
+  b.add(std::move(step));
+}
+
 // ---- where, cast, iota, full ----------------------------------------------------------------------------------------
 
 namespace {

@@ -32,7 +32,7 @@ struct SoftmaxStep : Step {
   }
 };
 
-// Layer norm, and the rounding of its result where that follows: the row is still in the first cache.
+// Layer or RMS norm, and the rounding of its result where that follows: the row is still in the first cache.
 struct LayerNormStep : Step {
   LayerNormFn fn;
   QuantizeFn quantize = nullptr;
@@ -161,21 +161,22 @@ void build_softmax(Builder& b, int number) {
   b.add(std::move(step));
 }
 
-void build_layer_norm(Builder& b, int number) {
+void build_norm(Builder& b, int number) {
   Plan& plan = b.plan;
   const OpNode& op = plan.ops[number];
   auto step = std::make_unique<LayerNormStep>();
   const Value& in = plan.values[op.in[0]];
-  require(in.dense() && plan.values[op.out[0]].dense(), "layer norm reads and writes dense rows");
+  require(in.dense() && plan.values[op.out[0]].dense(), "norms read and write dense rows");
   step->n = in.dims.back();
   step->rows = step->n ? in.count() / step->n : 0;
-  step->fn = plan.kernels->layer_norm;
+  const bool rms = op.kind == "rms_norm";
+  step->fn = rms ? plan.kernels->rms_norm : plan.kernels->layer_norm;
   step->x = op.in[0];
   step->y = op.out[0];
   step->gain = op.input(1);
   step->shift = op.input(2);
   step->eps = op.real("eps");
-  describe(*step, plan, op, plan.kernels->row[k_layer_norm]->symbol);
+  describe(*step, plan, op, plan.kernels->row[rms ? k_rms_norm : k_layer_norm]->symbol);
   for (int reader : plan.values[op.out[0]].readers) {
     const OpNode& next = plan.ops[reader];
     if (converts_bf16(plan, next) && !b.done.count(reader) && plan.values[next.out[0]].dense() && !step->narrow) {

@@ -269,6 +269,29 @@ void layer_norm(const LayerNormArgs& a) {
   });
 }
 
+void rms_norm(const LayerNormArgs& a) {
+  V squares = set1(0.0f);
+  each(a.n, [&](int64_t i, int count) {
+    const V x = load(a.x + i, count, 0.0f);
+    squares = squares + x * x;
+  });
+  const V r = set1(1.0f / std::sqrt(total(squares) / float(a.n) + a.eps));
+  each(a.n, [&](int64_t i, int count) {
+    V y = load(a.x + i, count, 0.0f) * r;
+    if (a.gain) y = y * load(a.gain + i, count, 0.0f);
+    store(a.y + i, count, y);
+  });
+}
+
+void rotary(const RotaryArgs& a) {
+  const int h = a.n / 2;
+  each(h, [&](int64_t i, int count) {
+    const V x = load(a.x + i, count, 0.0f), z = load(a.x + h + i, count, 0.0f);
+    store(a.y + i, count, x * load(a.cos + i, count, 0.0f) + negate(z) * load(a.sin + i, count, 0.0f));
+    store(a.y + h + i, count, z * load(a.cos + h + i, count, 0.0f) + x * load(a.sin + h + i, count, 0.0f));
+  });
+}
+
 #define PW_UNARY(name, expression)                              \
   void name(const UnaryArgs& a) {                               \
     each(a.n, [&](int64_t i, int count) {                       \

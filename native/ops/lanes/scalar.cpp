@@ -154,6 +154,24 @@ void layer_norm(const LayerNormArgs& a) {
   }
 }
 
+void rms_norm(const LayerNormArgs& a) {
+  float squares[16] = {};
+  for (int i = 0; i < a.n; ++i) squares[i % 16] = squares[i % 16] + a.x[i] * a.x[i];
+  const float r = 1.0f / std::sqrt(fn::lanes_total(squares) / float(a.n) + a.eps);
+  for (int i = 0; i < a.n; ++i) {
+    const float y = a.x[i] * r;
+    a.y[i] = a.gain ? y * a.gain[i] : y;
+  }
+}
+
+void rotary(const RotaryArgs& a) {
+  const int h = a.n / 2;
+  for (int i = 0; i < h; ++i) {
+    a.y[i] = a.x[i] * a.cos[i] + -a.x[i + h] * a.sin[i];
+    a.y[i + h] = a.x[i + h] * a.cos[i + h] + a.x[i] * a.sin[i + h];
+  }
+}
+
 #define PW_UNARY(name, expression)                        \
   void name(const UnaryArgs& a) {                         \
     for (int64_t i = 0; i < a.n; ++i) {                   \

@@ -136,9 +136,7 @@ def _rms_norm(b: Builder, args: Any, kwargs: Any) -> Value:
     )
     if len(sizes) != 1:
         raise LowerError("rms_norm over several axes has no program form", site=b.site, hint=b.where)
-    mean = b.emit("reduce", [unary(b, x, "square")], fn="mean", axes=[x.rank - 1], keepdims=True)
-    y = b.emit("binary", [x, unary(b, unary(b, mean, "add", eps), "rsqrt")], fn="mul")
-    return y if weight is None else b.emit("binary", [y, b.value(weight)], fn="mul")
+    return b.emit("rms_norm", [x, None if weight is None else b.value(weight)], eps=float(eps))
 
 
 @handles("aten.softmax.int", "aten._softmax.default", "aten._safe_softmax.default")

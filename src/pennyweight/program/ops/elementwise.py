@@ -86,6 +86,36 @@ class Binary:
             return [np.asarray(function(array(x[0]), array(x[1])))]
 
 
+@define("rotary")
+class Rotary:
+    """Pairs h = n / 2 apart, turned:
+
+        y[i] = x[i] cos[i] - x[i + h] sin[i],   y[i + h] = x[i + h] cos[i + h] + x[i] sin[i + h]
+
+    x f32 [..., n]; cos, sin f32 [..., n], broadcast to x -> f32 [..., n]. Source: Su et al. 2021 (arXiv:2104.09864),
+    equation 34, the pairs of a vector's halves.
+    """
+
+    @staticmethod
+    def infer(types: Types, attrs: Attrs) -> list[TensorType]:
+        """Same shape."""
+        shape = want(types[0], "f32")
+        require(len(shape) > 0 and shape[-1] % 2 == 0, "rotary takes rows of an even size")
+        for t in types[1:3]:
+            turn = want(t, "f32")
+            fits = turn[-1:] == shape[-1:] and broadcast(shape, turn) == shape
+            require(fits, f"cos or sin {turn} does not fit {shape}")
+        return [TensorType("f32", shape)]
+
+    @staticmethod
+    def run(x: Operands, a: Attrs) -> list[Array]:
+        """See the class."""
+        v, cos, sin = (real(t) for t in x[:3])
+        h = v.shape[-1] // 2
+        with np.errstate(all="ignore"):
+            return [v * cos + np.concatenate([-v[..., h:], v[..., :h]], -1) * sin]
+
+
 @define("cast", "dtype")
 class Cast:
     """Convert between f32, i64 and bool; floats are cut towards zero. Any -> dtype.

@@ -93,6 +93,31 @@ class LayerNorm:
         return [y]
 
 
+@define("rms_norm", "eps")
+class RmsNorm:
+    """Over the last axis of n elements, the sum in 16 lanes: `y = x * (1 / sqrt(sum(x x) / n + eps))`, `y = y * gain`.
+
+    x f32 [..., n], gain f32 [n] or absent -> f32 [..., n]. Source: Zhang, Sennrich 2019 (arXiv:1910.07467), equation 4.
+    """
+
+    @staticmethod
+    def infer(types: Types, attrs: Attrs) -> list[TensorType]:
+        """Same shape."""
+        shape = want(types[0], "f32")
+        require(len(shape) > 0, "rms_norm of a scalar")
+        for t in types[1:]:
+            require(t is None or want(t, "f32") == shape[-1:], "gain does not fit")
+        return [TensorType("f32", shape)]
+
+    @staticmethod
+    def run(x: Operands, a: Attrs) -> list[Array]:
+        """See the class."""
+        v = array(x[0])
+        with np.errstate(all="ignore"):
+            y = v * (F32(1) / np.sqrt(lane_sum(v * v) / F32(v.shape[-1]) + F32(a["eps"])))
+            return [y * real(x[1]) if len(x) > 1 and x[1] is not None else y]
+
+
 REDUCTIONS: dict[str, Any] = {
     "sum": np.add,
     "mean": np.add,

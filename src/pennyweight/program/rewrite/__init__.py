@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pennyweight.program.ir import Program
 from pennyweight.program.rewrite.clean import drop_dead, fold_constants, join_equal
+from pennyweight.program.rewrite.compose import compose
 from pennyweight.program.rewrite.fold import fold_scales
 from pennyweight.program.rewrite.fuse import fuse
 from pennyweight.program.rewrite.layout import sink_transposes
@@ -23,6 +24,7 @@ def optimize(program: Program) -> Program:
     program = drop_dead(fold_constants(program))
     program = drop_dead(fold_constants(sink_transposes(program)))
     program = drop_dead(fold_scales(program))
+    program = drop_dead(compose(join_equal(program)))
     while True:
         before = [(op.kind, op.inputs, op.outputs) for op in program.ops]
         program = drop_dead(join_equal(program))
