@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from accuracy import data_folder
+from pictures import data_folder
 from torch import Tensor, nn
 
 import pennyweight as pw

@@ -13,7 +13,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from accuracy import data_folder
+from pictures import data_folder
 
 import pennyweight as pw
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accuracy import data_folder, definition
+from pictures import data_folder, definition
 from qat import print_ratios
 from torch import Tensor, nn
 

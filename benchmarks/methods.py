@@ -1,7 +1,7 @@
 """Post-training methods side by side: top-1 of image networks on the engine's integer programs, against float.
 
 usage: python benchmarks/methods.py TABLE ... [--only NETWORK ...] [--methods NAME ...] [--bits W4A8 ...]
-                                    [--iterations 500] [--seed 0] [--limit N] [--json FILE]
+                                    [--iterations 500] [--batch 32] [--views 0] [--seed 0] [--limit N] [--json FILE]
 
 Tables:
     free    without data, one scale for each weight tensor and one for each row: networks with batch norm from an
@@ -12,7 +12,8 @@ Tables:
     time    seconds that rounding takes: SQuant, and AdaRound with the given iterations
 
 Networks and data are those of accuracy.py: CIFAR networks calibrate on 512 training images, ImageNet networks on 100;
-all test images (10,000, or 500) count. `sqnr` is that of the logits in dB. Seeds decide mini-batches and nothing else.
+all test images (10,000, or 500) count. With `--views N` MCUNet also calibrates on N random crops of each of its
+images. `sqnr` is that of the logits in dB. Seeds decide mini-batches and nothing else.
 One standard error of a drop is about 100 sqrt((1 - agree) / n) points.
 """
 
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy import NETWORKS, Network, data_folder
+from pictures import NETWORKS, Network, data_folder, mcunet_views
 from torch import Tensor, nn
 
 import pennyweight as pw
@@ -66,6 +67,19 @@ INT8: dict[str, Callable[[int], str]] = {
     "smooth, QDrop": lambda n: SMOOTHED + CLIPPED + step("qdrop", iterations=n),
 }
 LEARNED = {"range": '"mse"'}
+
+
+def _solved() -> str:
+    """GPTQ's codes and measured biases, to learn on from."""
+    return CLIPPED + step("solve", solver='"gptq"', **LEARNED) + MEASURED
+
+
+def _whole(n: int) -> str:
+    """Everything at once, by the logits."""
+    options = {"start": '"solved"', "units": '"network"', "rounding": '"free"', "steps": "true"}
+    return step("reconstruct", iterations=n, **options)
+
+
 FEW: dict[str, Callable[[int], str]] = {
     "nearest, min-max": lambda n: step("calibrate") + step("solve"),
     "nearest": lambda n: step("calibrate", range='"mse"') + step("solve", **LEARNED),
@@ -75,6 +89,10 @@ FEW: dict[str, Callable[[int], str]] = {
     "AdaRound": lambda n: step("calibrate", range='"mse"') + step("adaround", iterations=n),
     "BRECQ": lambda n: step("calibrate", range='"mse"') + step("brecq", iterations=n),
     "QDrop": lambda n: step("calibrate", range='"mse"') + step("qdrop", iterations=n),
+    "AdaQuant": lambda n: _solved() + step("adaquant", start='"solved"', iterations=n),
+    "AdaQuant, then whole": lambda n: (
+        _solved() + step("adaquant", start='"solved"', iterations=n) + _whole(n)
+    ),
 }
 BITS = {
     "W4A8": ("int4[1,*]", "uint8[*]+z"), "W4A4": ("int4[1,*]", "uint4[*]+z"), "W3A8": ("int3[1,*]", "uint8[*]+z"),
@@ -200,7 +218,10 @@ def few(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
         smooth = SMOOTHED if bench.network.name in ("mcunet", "mobilenet_v2") else ""
         for method, steps in FEW.items():
             if not args.methods or method in args.methods:
-                text = head + step("fold_batch_norm") + smooth + steps(args.iterations)
+                learned = steps(args.iterations).replace(
+                    "iterations =", f"batch = {args.batch}\niterations ="
+                )
+                text = head + step("fold_batch_norm") + smooth + learned
                 yield bench.row(bits, method, text, args.seed)
 
 
@@ -240,6 +261,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--bits", nargs="+", choices=list(BITS))
     parser.add_argument("--iterations", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--views", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="first images only")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -248,7 +271,10 @@ def main() -> None:
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
     rows: list[Row] = []
     for name in args.only:
-        bench = Bench(NETWORKS[name](data_folder(), **({"limit": args.limit} if args.limit else {})))
+        network = NETWORKS[name](data_folder(), **({"limit": args.limit} if args.limit else {}))
+        if args.views and name == "mcunet":
+            network.views = mcunet_views(network.calibration, args.views, args.seed + 1)
+        bench = Bench(network)
         for table in args.tables:
             for row in TABLES[table](bench, args):
                 rows.append(row)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accuracy import data_folder, definition, read_images
+from pictures import data_folder, definition, read_images
 from torch import Tensor, nn
 
 import pennyweight as pw

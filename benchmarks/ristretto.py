@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy import CIFAR_STRIDE, data_folder, definition, loaded, read_images
+from pictures import CIFAR_STRIDE, data_folder, definition, loaded, read_images
 from torch import Tensor, nn
 
 import pennyweight as pw

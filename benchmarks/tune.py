@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import accuracy
 import encoders
 import numpy as np
+import pictures
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -43,7 +43,7 @@ Evaluate = Callable[[nn.Module], float]
 
 def mixed(limit: int, draws: int, seed: int) -> None:
     """The table of `mixed`."""
-    network = accuracy.resnet20_jpeg(accuracy.data_folder(), limit)
+    network = pictures.resnet20_jpeg(pictures.data_folder(), limit)
     batches, base = list(network.calibration_batches()), Recipe.preset("int8")
     start = time.perf_counter()
     probe = Probe(network.model, batches, tuple(BITS), base, seed=seed)
@@ -94,7 +94,7 @@ def mixed(limit: int, draws: int, seed: int) -> None:
 
 def images(name: str) -> tuple[nn.Module, list[Any], Evaluate]:
     """A network of accuracy.py with its calibration batches and its top-1 in percent."""
-    network = accuracy.NETWORKS[name](accuracy.data_folder())
+    network = pictures.NETWORKS[name](pictures.data_folder())
 
     def evaluate(model: nn.Module) -> float:
         return 100 * float((network.predictions(model) == network.labels).mean())
