@@ -95,6 +95,16 @@ def normalisations() -> Iterator[tuple[Case, Program]]:
         normed = ranged.op("rms_norm", [ranged.floats(rows, n), ""], eps=1e-6)
         parts = ranged.op("dynamic_quantize", [normed], results=3, per_token=True)
         yield ranged, ranged.program(*parts)
+        for rounded in (False, True):  # a gate whose other factor is made before it, and one behind
+            case = Case(f"gates {rows} {n} {rounded}")
+            x, none = case.floats(rows, n), {"p": 0.0, "q": 0.0}
+            before = case.op("unary", [x], fn="square", **none)
+            y = case.op("binary", [before, case.op("unary", [x], fn="silu", **none)], fn="mul")
+            gate = case.op("unary", [y], fn="sigmoid", **none)
+            y = case.op("binary", [gate, case.op("unary", [y], fn="neg", **none)], fn="mul")
+            own = case.op("unary", [x], fn="tanh", **none)
+            parts = case.op("dynamic_quantize", [y], results=3, per_token=True) if rounded else [y]
+            yield case, case.program(*parts, case.op("binary", [own, own], fn="mul"))
     for lead, turns, n in (
         ((1,), (1,), 2),
         ((2, 5, 3), (5, 1), 34),

@@ -96,39 +96,64 @@ struct UnaryStep : Step {
 
 namespace {
 
-// A function of rows that nothing reads but their rounding: the floats do not leave the first cache.
-struct RangedUnaryStep : Step {
+// A function of rows, what they are multiplied by, their rounding: the floats between do not leave the first cache.
+struct UnaryRowsStep : Step {
   UnaryFn fn;
+  BinaryFn times = nullptr;
   RangedRows ranged;
   float p, q;
-  int x;
-  int64_t rows;
+  int x, other = -1, y = -1;  // y: -1 where only the rounded values are read
+  int64_t rows, n;
   void run(const Run& r, int task, int thread) const override {
-    float* row = reinterpret_cast<float*>(r.scratch(thread));
     for (int64_t m = rows * task / tasks; m < rows * (task + 1) / tasks; ++m) {
-      fn({r.at<float>(x) + m * ranged.n, row, ranged.n, p, q});
-      ranged.row(r, row, m);
+      float* out = y < 0 ? reinterpret_cast<float*>(r.scratch(thread)) : r.at<float>(y) + m * n;
+      fn({r.at<float>(x) + m * n, out, n, p, q});
+      if (times) times({out, r.at<float>(other) + m * n, out, n, 1, 1});
+      if (ranged) ranged.row(r, out, m);
     }
   }
 };
 
-bool build_ranged_unary(Builder& b, const OpNode& op, UnaryFn fn, const char* kernel) {
+bool build_unary_rows(Builder& b, int number, UnaryFn fn, const char* kernel) {
   Plan& plan = b.plan;
+  const OpNode& op = plan.ops[number];
   const Value& in = plan.values[op.in[0]];
   const int reader = plan.sole_reader(op.out[0]);
-  if (!fn || reader < 0 || !in.dense() || in.dtype != PW_F32) return false;
-  auto step = std::make_unique<RangedUnaryStep>();
+  if (!fn || reader < 0 || !in.dense() || in.dtype != PW_F32 || in.dims.empty()) return false;
+  const OpNode& next = plan.ops[reader];
+  auto step = std::make_unique<UnaryRowsStep>();
+  int made = op.out[0], after = reader;
+  if (next.kind == "binary" && next.text("fn") == "mul") {
+    step->other = next.in[next.in[0] == made];
+    made = next.out[0];
+    const auto like = [&](int v) { return plan.values[v].dense() && plan.values[v].dims == in.dims; };
+    if (step->other == op.out[0] || !like(step->other) || !like(made)) return false;
+    if (b.now == number && b.done.count(reader)) return false;
+    if (b.now == number && plan.values[step->other].producer > number) {  // when the other factor is there
+      b.put_off[reader] = number;
+      b.done.insert(reader);
+      return true;
+    }
+    b.done.insert(reader);
+    step->times = plan.kernels->mul_f32;
+    after = plan.sole_reader(made);
+  }
   describe(*step, plan, op, kernel);
   step->writes.clear();
-  step->ops = "unary:" + op.text("fn");
-  if (!step->ranged.take(b, reader, *step)) return false;
+  step->ops = "unary:" + op.text("fn") + (step->times ? "+mul" : "");
+  if (step->times) step->reads.push_back(step->other);
+  if (after < 0 || !step->ranged.take(b, after, *step)) {
+    if (!step->times) return false;
+    step->y = made;
+    step->writes = {made};
+  }
   step->fn = fn;
   step->p = op.real("p");
   step->q = op.real("q");
   step->x = op.in[0];
-  const int64_t n = step->ranged.n;
-  step->rows = n ? in.count() / n : 0;
-  step->scratch = (n + 16) * 4;
+  step->n = in.dims.back();
+  step->rows = step->n ? in.count() / step->n : 0;
+  step->scratch = (step->n + 16) * 4;
   const int64_t most = std::min<int64_t>(step->rows, plan.threads * 4);
   step->tasks = plan.threads > 1 && in.count() > 10000 ? int(std::max<int64_t>(1, most)) : 1;
   b.add(std::move(step));
@@ -148,7 +173,7 @@ void build_unary(Builder& b, int number) {
   for (const Named& f : kUnary)
     if (name == f.name) step->scalar = f.fn;
   if (!step->kernel_fn && !step->scalar) fail("unknown function " + name);
-  if (build_ranged_unary(b, op, step->kernel_fn, kernel)) return;
+  if (build_unary_rows(b, number, step->kernel_fn, kernel)) return;
   step->p = op.real("p");
   step->q = op.real("q");
   step->x = op.in[0];
