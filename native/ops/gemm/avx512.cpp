@@ -39,7 +39,12 @@ int tiles_of(const GemmArgs& g, const Finish& f, int m, int block) {
   const int64_t skip = int64_t(g.seg_pad / 4 - quads) * 64;
   const int64_t *seg_offset = g.seg_offset, *row = g.row_offset, *c_row = g.c_offset, *r_row = g.r_offset;
   const uint8_t* from = g.a + (One ? seg_offset[0] : 0);
+  // The first tiles ask for the next columns' weights, a line each step: out of the second cache they come too late.
+  const bool more = One && m == 0 && 16 * (block + NB) < g.n;
+  const int8_t *ahead = more ? weights + NB * b_block : weights, *const last = ahead + NB * b_block;
+  int64_t line = more ? 64 : 0;
   for (const int rows = g.m; m + MR <= rows; m += MR) {
+    if (ahead >= last) line = 0;
     __m512i acc[MR][NB];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
@@ -52,6 +57,10 @@ int tiles_of(const GemmArgs& g, const Finish& f, int m, int block) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) a[i] = at + row[m + i];
       for (int q = 0; q < quads; ++q) {
+        if (One) {
+          _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
+          ahead += line;
+        }
         __m512i w[NB];
 #pragma GCC unroll 4
         for (int j = 0; j < NB; ++j) w[j] = _mm512_loadu_si512(b + j * b_block);
