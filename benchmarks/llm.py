@@ -1,6 +1,6 @@
 """Language models of a few bits: perplexities, outliers, memory, interrupted runs.
 
-usage: python benchmarks/llm.py make --out FOLDER [--steps 800]
+usage: python benchmarks/llm.py make --out FOLDER [--steps 2400]
        python benchmarks/llm.py table --out FOLDER [--schemes w4a16:32,w3a16:64] [--methods rtn,gptq] [--windows 128]
        python benchmarks/llm.py stories --out FOLDER
        python benchmarks/llm.py outliers --out FOLDER [--model stories]
@@ -8,11 +8,12 @@ usage: python benchmarks/llm.py make --out FOLDER [--steps 800]
 
     make      trains a Llama (384 wide, 4 layers, 6 heads, 3 of keys and values, 1024 in its MLP, 1024 tokens, tied) on
               WikiText-2's validation text, the first 85 % of its test text and the first 90 % of tinyshakespeare, seed
-              0, bf16 autocast, AdamW; writes FOLDER/bpe as a Hugging Face directory and test.txt, calib.txt beside it.
-              Test text: the rest. Calibration text: the first 600,000 characters of the training text
+              0, float32, 2400 steps of 4 windows of 256, AdamW; writes FOLDER/bpe as a Hugging Face directory and
+              test.txt, calib.txt beside it. Test text: the rest. Calibration text: the first 600,000 characters of the
+              training text
     stories   writes FOLDER/stories, the shared stories260K as a Hugging Face directory, with its text as token ids
     outliers  three channels of every norm made 50 times as large and the weights behind them as much smaller; w8a8 with
-              calibrated activations, plain, smoothed and rotated
+              calibrated activations: without outliers, plain, smoothed and rotated
     mixed     2, 3, 4 or 8 bits a layer, so many on average, beside the same number for all; groups of 32, weights alone
     table     perplexities of FOLDER/bpe on test.txt, consecutive windows of 256 tokens
 """
@@ -46,7 +47,7 @@ from pennyweight.llm.quantize import quantize
 from pennyweight.llm.request import Request
 from pennyweight.llm.text import read_tokens, windows
 
-WINDOW, BATCH, VOCABULARY = 256, 8, 1024
+WINDOW, BATCH, VOCABULARY = 256, 4, 1024
 SIZES = {
     "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 6,
     "num_key_value_heads": 3, "vocab_size": VOCABULARY, "max_position_embeddings": 512, "tie_word_embeddings": True,
@@ -102,9 +103,8 @@ def make(args: argparse.Namespace) -> None:
             group["lr"] = lr
         starts = torch.randint(len(ids) - WINDOW - 1, (BATCH,), generator=draw).tolist()
         rows = torch.stack([ids[s : s + WINDOW + 1] for s in starts])
-        with torch.autocast("cpu", torch.bfloat16):
-            y = model(rows[:, :-1], use_cache=False).logits
-        value = F.cross_entropy(y.float().flatten(0, 1), rows[:, 1:].flatten())
+        y = model(rows[:, :-1], use_cache=False).logits
+        value = F.cross_entropy(y.flatten(0, 1), rows[:, 1:].flatten())
         maker.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -210,10 +210,16 @@ def outliers(args: argparse.Namespace) -> None:
     base = perplexity(load(model), test, WINDOW, limit=args.limit)
     same = perplexity(load(folder), test, WINDOW, limit=args.limit)
     print(f"float {base.value:.4f}, with outliers {same.value:.4f}, {base.tokens} tokens", flush=True)
-    for name, options in (("plain", {}), ("smooth 0.5", {"smooth": 0.5}), ("rotate", {"rotate": True})):
+    rows: list[tuple[str, Path, dict[str, Any]]] = [
+        ("no outliers", model, {}),
+        ("plain", folder, {}),
+        ("smooth 0.5", folder, {"smooth": 0.5}),
+        ("rotate", folder, {"rotate": True}),
+    ]
+    for name, source, options in rows:
         request = Request("w8a8-static", method="searched", **options)
         found, took = measured(
-            folder, Path(args.out) / f"outliers-{os.getpid()}", request, calib, test, args.limit
+            source, Path(args.out) / f"outliers-{os.getpid()}", request, calib, test, args.limit
         )
         loss = 100 * (found.value / base.value - 1)
         print(f"{name:12} {found.value:9.4f}  {loss:+8.2f} %  {took:6.1f} s", flush=True)
@@ -273,7 +279,7 @@ def main() -> None:
         sub.add_argument("--threads", type=int, default=2)
         sub.add_argument("--seed", type=int, default=0)
         if verb == "make":
-            sub.add_argument("--steps", type=int, default=800)
+            sub.add_argument("--steps", type=int, default=2400)
             sub.add_argument("--lr", type=float, default=2e-3)
         if verb in ("table", "outliers", "mixed"):
             sub.add_argument("--model", default="bpe", choices=["bpe", "stories"])
