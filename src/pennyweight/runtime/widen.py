@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pennyweight.errors import KernelError
 from pennyweight.program.ir import Constant, Op, Program, replace
 from pennyweight.program.ops import definitions, real
 from pennyweight.program.ops.levels import decoded_levels
@@ -46,6 +47,13 @@ def _decoded(
         return None
     source = found[0]
     assert source is not None
+    if any(isinstance(n, str) for n in op.attrs.get("shape", [])):
+        raise KernelError(
+            f"{op.kind} of stored values has a shape that depends on the inputs",
+            site=op.site,
+            shapes=str(op.attrs["shape"]),
+            hint="The reference backend runs it.",
+        )
     if op.kind == "decode_levels":
         if op.outputs[0] not in elsewhere:
             return None

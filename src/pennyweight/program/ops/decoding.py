@@ -28,6 +28,7 @@ class PastAttention:
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[1, n, H, W]."""
+        require(len(types) == 5, f"past_attention takes 5 operands, not {len(types)}")
         q, k, v = (want(t, "f32") for t in types[:3])
         require(k == v, f"keys {k} and values {v} differ in shape")
         return check_past(q, k, want(types[3], "f32"), types[4], attrs)
@@ -52,6 +53,7 @@ class PastAttentionQ:
     @staticmethod
     def infer(types: Types, attrs: Attrs) -> list[TensorType]:
         """[1, n, H, W]."""
+        require(len(types) == 10, f"past_attention_q takes 10 operands, not {len(types)}")
         q, k, v, past = (
             want(types[0], "f32"),
             want(types[1], "u8"),
