@@ -40,11 +40,11 @@ def test_a_second_run_and_other_files_are_left_untouched(run, folder):
     assert run("migrate", ".", "--write")[0] == 0
     assert Path("a.py").read_text() == NEW
     assert Path("plain.py").read_text() == "import os, sys\nx=1"
-    before = [p.stat() for p in sorted(Path().iterdir())]
+    before = [written(p) for p in sorted(Path().iterdir())]
     code, out, _ = run("migrate", ".", "--write")
     assert code == 0
     assert out == "3 files read, 0 changed, 0 lines not carried over\n"
-    assert [p.stat() for p in sorted(Path().iterdir())] == before
+    assert [written(p) for p in sorted(Path().iterdir())] == before
 
 
 @pytest.mark.parametrize(
