@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import NETWORKS, Network, data_folder, definition  # noqa: F401 (for others)
+from pictures import NETWORKS, Network, data_folder
 from torch import nn
 
 import pennyweight as pw

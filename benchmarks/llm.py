@@ -36,7 +36,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from accuracy import data_folder, definition
+from pictures import data_folder, definition
 from torch import Tensor
 
 from pennyweight.llm.directory import Directory

@@ -57,14 +57,17 @@ CORRECTED = step("correct_bias")
 MEASURED = step("correct_bias", source='"outputs"')
 SMOOTHED = step("smooth", producers='"all"')
 
-INT8: dict[str, Callable[[int], str]] = {
-    "nearest": lambda n: step("calibrate") + step("solve"),
-    "int8": lambda n: CLIPPED + step("solve", **SEARCHED) + CORRECTED,
-    "int8, measured biases": lambda n: CLIPPED + step("solve", **SEARCHED) + MEASURED,
-    "smooth": lambda n: SMOOTHED + CLIPPED + step("solve", **SEARCHED) + MEASURED,
-    "smooth, GPTQ": lambda n: SMOOTHED + CLIPPED + step("solve", solver='"gptq"', **SEARCHED) + MEASURED,
-    "smooth, BRECQ": lambda n: SMOOTHED + CLIPPED + step("brecq", iterations=n),
-    "smooth, QDrop": lambda n: SMOOTHED + CLIPPED + step("qdrop", iterations=n),
+Learned = dict[str, int]  # options of what is learned: steps, and samples of each
+INT8: dict[str, Callable[[Learned], str]] = {
+    "nearest": lambda learned: step("calibrate") + step("solve"),
+    "int8": lambda learned: CLIPPED + step("solve", **SEARCHED) + CORRECTED,
+    "int8, measured biases": lambda learned: CLIPPED + step("solve", **SEARCHED) + MEASURED,
+    "smooth": lambda learned: SMOOTHED + CLIPPED + step("solve", **SEARCHED) + MEASURED,
+    "smooth, GPTQ": lambda learned: (
+        SMOOTHED + CLIPPED + step("solve", solver='"gptq"', **SEARCHED) + MEASURED
+    ),
+    "smooth, BRECQ": lambda learned: SMOOTHED + CLIPPED + step("brecq", **learned),
+    "smooth, QDrop": lambda learned: SMOOTHED + CLIPPED + step("qdrop", **learned),
 }
 LEARNED = {"range": '"mse"'}
 
@@ -74,26 +77,35 @@ def _solved() -> str:
     return CLIPPED + step("solve", solver='"gptq"', **LEARNED) + MEASURED
 
 
-def _whole(n: int) -> str:
+def _whole(learned: Learned) -> str:
     """Everything at once, by the logits."""
     options = {"start": '"solved"', "units": '"network"', "rounding": '"free"', "steps": "true"}
-    return step("reconstruct", iterations=n, **options)
+    return step("reconstruct", **learned, **options)
 
 
-FEW: dict[str, Callable[[int], str]] = {
-    "nearest, min-max": lambda n: step("calibrate") + step("solve"),
-    "nearest": lambda n: step("calibrate", range='"mse"') + step("solve", **LEARNED),
-    "bias corrected": lambda n: step("calibrate", range='"mse"') + step("solve", **LEARNED) + MEASURED,
-    "SQuant": lambda n: step("calibrate", range='"mse"') + step("solve", solver='"squant"', **LEARNED),
-    "GPTQ": lambda n: step("calibrate", range='"mse"') + step("solve", solver='"gptq"', **LEARNED) + MEASURED,
-    "AdaRound": lambda n: step("calibrate", range='"mse"') + step("adaround", iterations=n),
-    "BRECQ": lambda n: step("calibrate", range='"mse"') + step("brecq", iterations=n),
-    "QDrop": lambda n: step("calibrate", range='"mse"') + step("qdrop", iterations=n),
-    "AdaQuant": lambda n: _solved() + step("adaquant", start='"solved"', iterations=n),
-    "AdaQuant, then whole": lambda n: (
-        _solved() + step("adaquant", start='"solved"', iterations=n) + _whole(n)
+FEW: dict[str, Callable[[Learned], str]] = {
+    "nearest, min-max": lambda learned: step("calibrate") + step("solve"),
+    "nearest": lambda learned: step("calibrate", range='"mse"') + step("solve", **LEARNED),
+    "bias corrected": lambda learned: step("calibrate", range='"mse"') + step("solve", **LEARNED) + MEASURED,
+    "SQuant": lambda learned: step("calibrate", range='"mse"') + step("solve", solver='"squant"', **LEARNED),
+    "GPTQ": lambda learned: (
+        step("calibrate", range='"mse"') + step("solve", solver='"gptq"', **LEARNED) + MEASURED
+    ),
+    "AdaRound": lambda learned: step("calibrate", range='"mse"') + step("adaround", **learned),
+    "BRECQ": lambda learned: step("calibrate", range='"mse"') + step("brecq", **learned),
+    "QDrop": lambda learned: step("calibrate", range='"mse"') + step("qdrop", **learned),
+    "AdaQuant": lambda learned: _solved() + step("adaquant", start='"solved"', **learned),
+    "AdaQuant, then whole": lambda learned: (
+        _solved() + step("adaquant", start='"solved"', **learned) + _whole(learned)
     ),
 }
+
+
+def learned_by(args: argparse.Namespace) -> Learned:
+    """As the command line has them."""
+    return {"iterations": args.iterations, "batch": args.batch}
+
+
 BITS = {
     "W4A8": ("int4[1,*]", "uint8[*]+z"), "W4A4": ("int4[1,*]", "uint4[*]+z"), "W3A8": ("int3[1,*]", "uint8[*]+z"),
     "W3A3": ("int3[1,*]", "uint3[*]+z"), "W4A8 per tensor": ("int4n[*]", "uint8[*]+z"),
@@ -204,7 +216,7 @@ def int8(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
     head = rule("int8n[1,*]", "uint8[*]+z") + step("fold_batch_norm")
     for method, steps in INT8.items():
         if not args.methods or method in args.methods:
-            yield bench.row("W8A8", method, head + steps(args.iterations), args.seed)
+            yield bench.row("W8A8", method, head + steps(learned_by(args)), args.seed)
 
 
 def few(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
@@ -218,10 +230,7 @@ def few(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
         smooth = SMOOTHED if bench.network.name in ("mcunet", "mobilenet_v2") else ""
         for method, steps in FEW.items():
             if not args.methods or method in args.methods:
-                learned = steps(args.iterations).replace(
-                    "iterations =", f"batch = {args.batch}\niterations ="
-                )
-                text = head + step("fold_batch_norm") + smooth + learned
+                text = head + step("fold_batch_norm") + smooth + steps(learned_by(args))
                 yield bench.row(bits, method, text, args.seed)
 
 
@@ -229,7 +238,7 @@ def timed(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
     """Rows of the table `time`: seconds of the passes that round alone, without recording and evaluation."""
     head = rule("int4[1,*]", "uint8[*]+z") + step("fold_batch_norm") + step("calibrate")
     for method, last in (
-        ("SQuant", step("solve", solver='"squant"')), ("AdaRound", step("adaround", iterations=args.iterations))
+        ("SQuant", step("solve", solver='"squant"')), ("AdaRound", step("adaround", **learned_by(args)))
     ):  # fmt: skip
         seconds = []
         for steps in (step("solve"), last):

@@ -62,6 +62,17 @@ struct Lut {  // 256 bytes in four registers
 PW_INLINE __mmask16 head16(int n) { return n >= 16 ? __mmask16(0xffff) : n <= 0 ? __mmask16(0) : __mmask16((1u << n) - 1); }
 PW_INLINE __mmask64 head64(int n) { return n >= 64 ? ~__mmask64(0) : (__mmask64(1) << n) - 1; }
 
+// The kernel `table`; bytes: see Lut.
+inline void look_up(const TableArgs& a, bool bytes) {
+  const Lut lut(a.lut, bytes);
+  int64_t i = 0;
+  for (; i + 64 <= a.n; i += 64) _mm512_storeu_si512(a.y + i, lut(_mm512_loadu_si512(a.x + i)));
+  if (i < a.n) {
+    const __mmask64 mask = head64(int(a.n - i));
+    _mm512_mask_storeu_epi8(a.y + i, mask, lut(_mm512_maskz_loadu_epi8(mask, a.x + i)));
+  }
+}
+
 // 16 of 64 bytes. The position need not be known to the compiler: without optimisation it is not.
 PW_INLINE __m128i quarter(__m512i x, int i) {
   switch (i) {

@@ -19,6 +19,8 @@ NAMES = {
     "bool": "bool",
 }
 CODES = {"zero": 7, "lo": 0, "hi": 255}
+# rows, columns and inputs of products that divide nothing
+RAGGED = [(1, 1, 1), (1, 16, 64), (2, 17, 3), (3, 64, 65), (5, 130, 4), (7, 48, 31)]
 
 
 @dataclass

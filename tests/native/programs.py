@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from cases import CODES, F32, Case
+from cases import CODES, F32, RAGGED, Case
 from programs_bits import bits
 from programs_grouped import grouped
 from programs_movement import attentions, inexact, movements, normalisations, pools, recurrents, sums
@@ -59,12 +59,7 @@ def follow(case, acc, shape, k, tail):
 
 def linears() -> Iterator[tuple[Case, Program]]:
     sizes = [
-        (1, 1, 1),
-        (1, 16, 64),
-        (2, 17, 3),
-        (3, 64, 65),
-        (5, 130, 4),
-        (7, 48, 31),
+        *RAGGED,
         (15, 65, 127),
         (16, 80, 63),
     ]

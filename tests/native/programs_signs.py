@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from cases import F32, Case
+from cases import F32, RAGGED, Case
 
 from pennyweight.program.ir import Program
 
@@ -87,12 +87,7 @@ def thresholds() -> Iterator[tuple[Case, Program]]:
 
 def linears() -> Iterator[tuple[Case, Program]]:
     sizes = [
-        (1, 1, 1),
-        (1, 16, 64),
-        (2, 17, 3),
-        (3, 64, 65),
-        (5, 130, 4),
-        (7, 48, 31),
+        *RAGGED,
         (17, 65, 127),
         (16, 80, 1100),
     ]

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-from cases import CODES, F32, Case
+from cases import CODES, F32, RAGGED, Case
 
 from pennyweight.program.ir import Program
 
@@ -67,12 +67,7 @@ def conv(x, out, kernel, tail="requant", *, stride=1, pad=0, dilation=1, groups=
 def wide() -> Iterator[tuple[Case, Program]]:
     """All of them."""
     sizes = [
-        (1, 1, 1),
-        (1, 16, 64),
-        (2, 17, 3),
-        (3, 64, 65),
-        (5, 130, 4),
-        (7, 48, 31),
+        *RAGGED,
         (8, 33, 127),
         (37, 70, 45),
     ]

@@ -8,12 +8,6 @@
 namespace pw::avx2 {
 namespace {
 
-inline __m256i word(const uint8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return _mm256_set1_epi32(v);
-}
-
 inline __m256i counts(__m256i v) {
   const __m256i table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2,
                                          3, 2, 3, 3, 4);
@@ -62,7 +56,7 @@ int rows_of(const BitGemmArgs& g, const BitLine& l, int m, int block) {
         const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
         const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 8));
         for (int i = 0; i < MR; ++i) {
-          __m256i x = word(a + i * g.a_step + 4 * k);
+          __m256i x = broadcast4(a + i * g.a_step + 4 * k);
           if (k == words - 1) x = _mm256_and_si256(x, _mm256_set1_epi32(int(g.tail)));
           some[i][0] = _mm256_add_epi8(some[i][0], counts(_mm256_xor_si256(x, w0)));
           some[i][1] = _mm256_add_epi8(some[i][1], counts(_mm256_xor_si256(x, w1)));

@@ -8,12 +8,6 @@
 namespace pw::avx512vbmi {
 namespace {
 
-PW_INLINE __m512i word(const uint8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return _mm512_set1_epi32(v);
-}
-
 // c += x. As assembly: gcc 12 copies accumulators around the intrinsic.
 PW_INLINE void add32(__m512i& c, __m512i x) { __asm__("vpaddd %1, %0, %0" : "+v"(c) : "v"(x)); }
 PW_INLINE void add16(__m512i& c, __m512i x) { __asm__("vpaddw %1, %0, %0" : "+v"(c) : "v"(x)); }
@@ -164,7 +158,7 @@ PW_INLINE void step(__m512i (&acc)[MR][NB], const uint8_t* a, int64_t a_step, co
   for (int j = 0; j < NB; ++j) w[j] = _mm512_loadu_si512(b + j * b_block);
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
-    const __m512i x = word(a + i * a_step);
+    const __m512i x = broadcast4(a + i * a_step);
 #pragma GCC unroll 4
     for (int j = 0; j < NB; ++j) {
       constexpr int xor_and = 0x28;
@@ -273,7 +267,7 @@ struct Pairs {
         const __m512i weights = w[t];
 #pragma GCC unroll 8
         for (int i = 0; i < pairs; ++i)
-          add16(acc[i], _mm512_popcnt_epi16(_mm512_xor_si512(word(from + 4 * i), weights)));
+          add16(acc[i], _mm512_popcnt_epi16(_mm512_xor_si512(broadcast4(from + 4 * i), weights)));
       }
       __m512i done[2 * pairs];
 #pragma GCC unroll 8

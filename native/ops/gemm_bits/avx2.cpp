@@ -11,12 +11,6 @@
 namespace pw::avx2 {
 namespace {
 
-int32_t word(const uint8_t* p) {
-  int32_t v;
-  std::memcpy(&v, p, 4);
-  return v;
-}
-
 int32_t four(const GemmBitsArgs& g, const uint8_t* a, int q) {
   int32_t v = 0;
   std::memcpy(&v, a + 4 * q, size_t(g.k - 4 * q < 4 ? g.k - 4 * q : 4));
@@ -51,7 +45,7 @@ inline void fields(const GemmBitsArgs& g, const uint8_t* a, const uint8_t* b, in
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
       const int q = first + i;
-      const __m256i x = _mm256_set1_epi32(whole ? word(a + 4 * q) : four(g, a, q));
+      const __m256i x = whole ? broadcast4(a + 4 * q) : _mm256_set1_epi32(four(g, a, q));
       __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b + 64 * int64_t(q) + 32 * h));
       if (BITS == 2) w = _mm256_xor_si256(w, _mm256_set1_epi8(char(0x80)));
       const __m256i high = _mm256_srli_epi16(w, 4);

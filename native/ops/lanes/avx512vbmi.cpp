@@ -6,15 +6,7 @@
 
 namespace pw::avx512vbmi {
 
-void table(const TableArgs& a) {
-  const Lut lut(a.lut, true);
-  int64_t i = 0;
-  for (; i + 64 <= a.n; i += 64) _mm512_storeu_si512(a.y + i, lut(_mm512_loadu_si512(a.x + i)));
-  if (i < a.n) {
-    const __mmask64 mask = (__mmask64(1) << (a.n - i)) - 1;
-    _mm512_mask_storeu_epi8(a.y + i, mask, lut(_mm512_maskz_loadu_epi8(mask, a.x + i)));
-  }
-}
+void table(const TableArgs& a) { look_up(a, true); }
 
 namespace {
 

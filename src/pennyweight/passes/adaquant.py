@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from pennyweight.passes import passes
-from pennyweight.passes.reconstruct import Reconstruct
+from pennyweight.passes.reconstruct import Reconstruct, Units
+from pennyweight.reconstruction.optimize import Rounding
 
 
 @passes.register("adaquant")
@@ -19,6 +19,6 @@ class AdaQuant(Reconstruct):
     the paper goes layer by layer, which is `units = "layer"`.
     """
 
-    units: Literal["layer", "block", "network"] = "block"
-    rounding: Literal["soft", "signs", "free"] = "free"
+    units: Units = "block"
+    rounding: Rounding = "free"
     steps: bool = True

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from pennyweight.passes import passes
-from pennyweight.passes.reconstruct import Reconstruct
+from pennyweight.passes.reconstruct import Reconstruct, Units
 
 
 @passes.register("brecq")
@@ -19,6 +18,6 @@ class Brecq(Reconstruct):
     (arXiv:2102.05426).
     """
 
-    units: Literal["layer", "block", "network"] = "block"
+    units: Units = "block"
     fisher: bool = True
     steps: bool = True

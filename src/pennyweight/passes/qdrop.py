@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from pennyweight.passes import passes
-from pennyweight.passes.reconstruct import Reconstruct
+from pennyweight.passes.reconstruct import Reconstruct, Units
 
 
 @passes.register("qdrop")
@@ -19,6 +18,6 @@ class QDrop(Reconstruct):
     (arXiv:2203.05740).
     """
 
-    units: Literal["layer", "block", "network"] = "block"
+    units: Units = "block"
     drop: float = 0.5
     steps: bool = True

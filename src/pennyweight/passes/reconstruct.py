@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save
@@ -23,13 +23,13 @@ from pennyweight.progress import track
 from pennyweight.qtensor import QTensor
 from pennyweight.reconstruction.blocks import Unit, find_units
 from pennyweight.reconstruction.capture import floating
-from pennyweight.reconstruction.optimize import Block, Settings, reconstruct
+from pennyweight.reconstruction.optimize import Block, Rounding, Settings, reconstruct
 from pennyweight.reconstruction.replay import Replay
 from pennyweight.reconstruction.samples import first_tensor, fisher, inputs_of
 
-CHOICES = {
-    "start": ("nearest", "solved"), "units": ("layer", "block", "network"), "rounding": ("soft", "signs", "free"),
-}  # fmt: skip
+Start = Literal["nearest", "solved"]
+Units = Literal["layer", "block", "network"]
+CHOICES = {"start": get_args(Start), "units": get_args(Units), "rounding": get_args(Rounding)}
 
 
 @passes.register("reconstruct")
@@ -70,8 +70,8 @@ class Reconstruct:
 
     range: str = "mse"
     options: dict[str, Any] = field(default_factory=dict)
-    start: Literal["nearest", "solved"] = "nearest"
-    units: Literal["layer", "block", "network"] = "layer"
+    start: Start = "nearest"
+    units: Units = "layer"
     iterations: int = 1000
     batch: int = 32
     rate: float = 0.0
@@ -81,7 +81,7 @@ class Reconstruct:
     drop: float = 0.0
     steps: bool = False
     biases: bool = True
-    rounding: Literal["soft", "signs", "free"] = "soft"
+    rounding: Rounding = "soft"
     skip: tuple[str, ...] = ()
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False

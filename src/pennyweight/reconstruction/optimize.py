@@ -19,6 +19,7 @@ from pennyweight.reconstruction.blocks import Unit
 from pennyweight.reconstruction.samples import Samples, first_tensor
 from pennyweight.reconstruction.soften import FreeRounding, SignRounding, SoftRounding, can_soften
 
+Rounding = Literal["soft", "signs", "free"]
 CHECKED = 256  # samples on which a block is compared before and after
 
 
@@ -48,7 +49,7 @@ class Settings:
     drop: float
     steps: bool
     biases: bool
-    rounding: Literal["soft", "signs", "free"]
+    rounding: Rounding
     stretch: bool = False
     keep: bool = False
 
@@ -186,7 +187,12 @@ class _Learner:
         ]
         groups = [g for g in groups if g["params"]]
         self.optimizer = torch.optim.Adam(groups) if groups else None
-        self.rates = [float(g["lr"]) for g in groups]  # type: ignore[arg-type]
+        self.schedule = None
+        # levels that still flip at the end would not be those the scales were learned for
+        if settings.rounding == "free" and self.optimizer is not None:
+            self.schedule = torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer, lambda i: 1 - i / settings.iterations
+            )
 
     def run(self, unit: float, tick: Callable[[], object]) -> list[list[Tensor]]:
         """All steps; returns what is worth a look: the values of `free` at the end, and before at the best step.
@@ -218,10 +224,9 @@ class _Learner:
                 if self.signs:
                     self._signed_step(settings.rate * (1 - i / settings.iterations))
                 if self.optimizer is not None:
-                    if settings.rounding == "free":  # levels that still flip would not be those of the scales
-                        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                            group["lr"] = rate * (1 - i / settings.iterations)
                     self.optimizer.step()
+                if self.schedule is not None:
+                    self.schedule.step()
                 tick()
         return [*found, self.values()]
 
