@@ -109,11 +109,8 @@ PW_API int64_t pw_model_packed_bytes(const pw_model*);
 PW_API double pw_measure_macs(int isa, int kind, int threads, double seconds);
 PW_API double pw_measure_reads(int isa, int64_t bytes, int threads, double seconds);
 
-/* SHA-256 of buffers one behind the other, on a thread of its own: the buffers are read until pw_sha256_end, which waits
- * and writes 32 bytes, or gives up where `digest` is null. Null where the processor has no instructions for it. */
-typedef struct pw_digest pw_digest;
-PW_API pw_digest* pw_sha256_begin(int count, const void* const* data, const int64_t* sizes);
-PW_API void pw_sha256_end(pw_digest* d, uint8_t* digest);
+/* CRC-32 (IEEE 802.3, as in zlib) of what came before, given by its CRC (0 for nothing), and `size` bytes more. */
+PW_API uint32_t pw_crc32(uint32_t crc, const void* data, int64_t size);
 
 /* Rounding in training: x [rows, cols] of PW_F32 or PW_BF16, one scale (positive) and zero point (or NULL) per row.
  * y = (clamp(rint(x * r) + z, lo, hi) - z) * s, r = 1 / s. */

@@ -1,11 +1,9 @@
 // Many calls in one: what Python would say in hundreds of calls, written down as words.
-#include <atomic>
 #include <cstring>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "core/sha256.h"
+#include "core/crc32.h"
 #include "engine/guard.h"
 #include "engine/plan.h"
 
@@ -77,17 +75,6 @@ void op(pw_plan* p, Words& w, const char* text, int64_t n_text, const double* re
 
 }  // namespace
 
-struct pw_digest {
-  pw_digest(int count, const void* const* parts, const int64_t* lengths)
-      : data(parts, parts + count), sizes(lengths, lengths + count),
-        thread([this] { pw::sha256(int(data.size()), data.data(), sizes.data(), digest, stop); }) {}
-  std::vector<const void*> data;
-  std::vector<int64_t> sizes;
-  uint8_t digest[32];
-  std::atomic<bool> stop{false};
-  std::thread thread;  // last: it uses the others
-};
-
 extern "C" {
 
 int pw_plan_make(pw_plan* p, const int64_t* words, int64_t n_words, const char* text, int64_t n_text,
@@ -126,21 +113,6 @@ int pw_model_constants(pw_model* m, int count, const int64_t* words, int64_t n_w
   });
 }
 
-pw_digest* pw_sha256_begin(int count, const void* const* data, const int64_t* sizes) {
-  pw_digest* made = nullptr;
-  pw::guarded([&] {
-    if (!pw::can_sha256()) return -1;
-    made = new pw_digest(count, data, sizes);
-    return 0;
-  });
-  return made;
-}
-
-void pw_sha256_end(pw_digest* d, uint8_t* digest) {
-  if (!digest) d->stop = true;
-  d->thread.join();
-  if (digest) std::memcpy(digest, d->digest, sizeof d->digest);
-  delete d;
-}
+uint32_t pw_crc32(uint32_t crc, const void* data, int64_t size) { return pw::crc32(crc, data, size); }
 
 }  // extern "C"

@@ -1,13 +1,14 @@
 """Crafting of .dwt files that lie: take a good one apart, change it, sign it again."""
 
-import hashlib
 import json
+import re
+import zlib
 
 import pytest
 
 from pennyweight.exporters.dwt import write_dwt
 
-ZEROS = "0" * 64
+ZEROS = "0" * 8
 
 
 class Craft:
@@ -37,14 +38,14 @@ class Craft:
         if "pennyweight.program" in self.metadata:
             self.metadata["pennyweight.program"] = json.dumps(self.program) if text is None else text
         if sign:
-            self.metadata["pennyweight.sha256"] = ZEROS
+            self.metadata["pennyweight.crc32"] = ZEROS
         body = json.dumps(self.header) if header is None else header.replace("DIGEST", ZEROS)
         packed = body.encode("utf8", "surrogatepass")
         packed += b" " * (-(8 + len(packed)) % pad)
         start = len(packed).to_bytes(8, "little")
         if sign:
-            digest = hashlib.sha256(start + packed + self.data).hexdigest().encode()
-            packed = packed.replace(ZEROS.encode(), digest, 1)
+            digest = f"{zlib.crc32(start + packed + self.data):08x}".encode()
+            packed = re.sub(rb'(crc32" ?: ?")0{8}"', rb"\g<1>" + digest + b'"', packed, count=1)
         return start + packed + bytes(self.data)
 
 

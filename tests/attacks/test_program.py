@@ -38,6 +38,13 @@ def f32(value):
     return np.float32(value).tobytes()
 
 
+def nested(depth: int) -> list:
+    found: list = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 STRUCTURE = {
     "version": (lambda c: c.program.update(version=2), "program version 2 is unknown"),
     "version-text": (lambda c: c.program.update(version="1"), "program version '1'"),
@@ -76,6 +83,13 @@ STRUCTURE = {
     "output-undefined": (lambda c: c.program["outputs"].append("nothing"), "output 'nothing' is not defined"),
     "tree-range": (lambda c: c.program.update(tree=99), "names output 99"),
     "tree-bool": (lambda c: c.program.update(tree=True), "names output True"),
+    "tree-deep": (lambda c: c.program.update(tree=nested(60)), "tree is nested deeper"),
+    "version-deep": (lambda c: c.program.update(version=nested(200)), "version .* is unknown"),
+    "constant-deep": (lambda c: c.program["constants"].update(x=nested(200)), "constant 'x' is named"),
+    "attribute-deep": (
+        lambda c: c.program["ops"][0][3].update({next(iter(c.program["ops"][0][3])): nested(200)}),
+        "is not",
+    ),
     "tree-negative": (lambda c: c.program.update(tree=-1), "names output -1"),
     "input-dtype": (lambda c: c.program["inputs"][0].__setitem__(1, "f64"), "dtype 'f64'"),
     "input-twice": (lambda c: c.program["inputs"].append(c.program["inputs"][0]), "defined twice"),
@@ -206,7 +220,7 @@ def test_ranges(craft, tmp_path, name):
         ('{"version": NaN}', "NaN is not JSON"),
         ("[" * 200_000, "nested too deeply"),
         ('{"tree":' * 900, "nested too deeply|not JSON"),
-        ('{"version": 1, "tree": ' + "[" * 60 + "]" * 60 + "}", "nested deeper"),
+        ('{"version": 1, "tree": ' + "[" * 60 + "]" * 60 + "}", "lacks key"),
         ('{"version": ' + "1" * 5000 + "}", "program is not JSON"),
     ],
 )
@@ -217,7 +231,7 @@ def test_texts(craft, tmp_path, text, what):
 @pytest.mark.parametrize(
     ("key", "value", "what"),
     [
-        ("pennyweight.format", "2", "format version '2' is unknown.*newer"),
+        ("pennyweight.format", "3", "format version '3' is unknown.*newer"),
         ("pennyweight.format", None, "'pennyweight.format' is missing"),
         ("pennyweight.program", None, "'pennyweight.program' is missing"),
         ("pennyweight.secret", "x", "metadata key 'pennyweight.secret' is unknown"),
@@ -232,6 +246,16 @@ def test_metadata(craft, tmp_path, key, value, what):
     else:
         craft.metadata[key] = value
     refuses(tmp_path / "a.dwt", craft.bytes(), what)
+
+
+def test_a_broken_meta_is_told_when_it_is_asked_for(craft, tmp_path):
+    craft.metadata["pennyweight.meta"] = "{"
+    path = tmp_path / "a.dwt"
+    path.write_bytes(craft.bytes())
+    session = load(path, backend="reference")
+    for _ in range(2):
+        with pytest.raises(FormatError, match=r"meta is not JSON.*a\.dwt"):
+            _ = session.program.meta
 
 
 def test_foreign_metadata_is_kept(craft, tmp_path):

@@ -1,8 +1,8 @@
-"""The checksum: the digest of the standard, from whichever code computes it, and a wait that tells of damage."""
+"""The checksum: that of the standard, from whichever code computes it, and damage is told."""
 
-import hashlib
 import itertools
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def split(data: bytes, cuts) -> list[bytes]:
 @pytest.mark.parametrize("size", [*range(130), 1000, 4096, 65_537, len(DATA)])
 def test_digests_of_the_standard(size):
     data = DATA[:size]
-    assert container.digest_of([data]) == hashlib.sha256(data).hexdigest()
+    assert container.digest_of([data]) == f"{zlib.crc32(data):08x}"
 
 
 def test_where_the_buffers_end_does_not_matter():
@@ -30,13 +30,13 @@ def test_where_the_buffers_end_does_not_matter():
     for _ in range(300):
         data = DATA[: int(rng.integers(0, 700))]
         parts = split(data, rng.integers(0, len(data) + 1, rng.integers(0, 6)).tolist())
-        want = hashlib.sha256(data).hexdigest()
+        want = f"{zlib.crc32(data):08x}"
         assert container.digest_of(parts) == want
         assert container.digest_of([memoryview(p) for p in parts]) == want
 
 
 def test_without_the_library(monkeypatch):
-    want = [hashlib.sha256(DATA[:n]).hexdigest() for n in (3, len(DATA))]
+    want = [f"{zlib.crc32(DATA[:n]):08x}" for n in (3, len(DATA))]
 
     def missing():
         raise KernelError("libpennyweight is not installed")
@@ -48,26 +48,20 @@ def test_without_the_library(monkeypatch):
 @pytest.fixture(params=["native", "python"])
 def path(request, zoo, tmp_path, monkeypatch):
     if request.param == "python":
-        monkeypatch.setattr(container, "_begin_native", lambda parts: (None, None))
+
+        def missing():
+            raise KernelError("libpennyweight is not installed")
+
+        monkeypatch.setattr(library, "load", missing)
     write_dwt(zoo, tmp_path / "a.dwt")
     return tmp_path / "a.dwt"
 
 
-def test_an_open_container_waits_for_its_checksum(path):
-    found, wait = container.open_container(path)
-    wait()
-    wait()  # and again: it has been compared
-    assert found.tensors
-
-
-def test_damage_is_told_by_the_wait(path):
+def test_damage_is_told(path):
+    container.read_container(path)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    _, wait = container.open_container(path)
-    for _ in range(2):
-        with pytest.raises(FormatError, match="the checksum does not match"):
-            wait()
     with pytest.raises(FormatError, match="the checksum does not match"):
         container.read_container(path)
     container.read_container(path, check=False)
@@ -89,8 +83,3 @@ def test_many_files_at_once(path):
     for t in threads:
         t.join()
     assert wrong == []
-
-
-def test_a_digest_that_nobody_waits_for(path):
-    for _ in range(20):
-        container.open_container(path)

@@ -85,7 +85,7 @@ def test_data_begin_at_a_multiple_of_64(path):
 def test_the_safetensors_library_reads_it(zoo, path):
     with safe_open(path, "pt") as file:
         assert set(file.keys()) == set(zoo.constants)
-        assert file.metadata()["pennyweight.format"] == "1"
+        assert file.metadata()["pennyweight.format"] == "2"
         for name, constant in zoo.constants.items():
             assert list(file.get_tensor(name).shape) == list(constant.data.shape)
 

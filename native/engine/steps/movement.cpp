@@ -170,8 +170,9 @@ std::unique_ptr<Step> halo_step(const Plan& plan, int root) {
   set_pattern(*step, v.dtype, double(v.fill));
   std::vector<int64_t> padded = v.dims;
   for (size_t i = 0; i < padded.size(); ++i) padded[i] += v.halo_begin[i] + v.halo_end[i];
-  // everything outside of the inner box, run by run along the memory
-  std::vector<int64_t> index(padded.size(), 0);
+  // everything outside of the inner box, run by run along the memory; behind the last axis with a halo all is inside
+  int deepest = int(padded.size()) - 1;
+  while (deepest > 0 && v.halo_begin[size_t(deepest)] == 0 && v.halo_end[size_t(deepest)] == 0) --deepest;
   const int last = int(padded.size()) - 1;
   std::vector<int64_t> stride(padded.size(), 1);
   for (int i = last - 1; i >= 0; --i) stride[size_t(i)] = stride[size_t(i) + 1] * padded[size_t(i) + 1];
@@ -186,7 +187,7 @@ std::unique_ptr<Step> halo_step(const Plan& plan, int root) {
     const size_t a = size_t(axis);
     const int64_t begin = v.halo_begin[a], n = v.dims[a], end = v.halo_end[a];
     emit(at, begin * stride[a]);
-    if (axis < last)
+    if (axis < deepest)
       for (int64_t i = 0; i < n; ++i) self(self, axis + 1, at + (begin + i) * stride[a]);
     emit(at + (begin + n) * stride[a], end * stride[a]);
   };

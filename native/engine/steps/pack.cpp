@@ -40,6 +40,30 @@ int32_t sum_of(const int16_t* codes, int64_t n) {
   return sum;
 }
 
+// What lies at `from` of 16 columns, fours of codes side by side: from to[0] on those of the first four, from to[64] on
+// the next. Returns how many codes of each have been moved; the others are left to the caller.
+int64_t interleave(const int8_t* const* columns, int64_t from, int64_t n, int8_t* to) {
+  int64_t k = 0;
+#if defined(__SSE2__)
+  for (; k + 16 <= n; k += 16) {
+    for (int c = 0; c < 16; c += 4) {
+      __m128i v[4];
+      for (int i = 0; i < 4; ++i) v[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns[c + i] + from + k));
+      const __m128i a = _mm_unpacklo_epi32(v[0], v[1]), b = _mm_unpacklo_epi32(v[2], v[3]);
+      const __m128i d = _mm_unpackhi_epi32(v[0], v[1]), e = _mm_unpackhi_epi32(v[2], v[3]);
+      __m128i* quads = reinterpret_cast<__m128i*>(to + k * 16 + c * 4);
+      _mm_storeu_si128(quads, _mm_unpacklo_epi64(a, b));
+      _mm_storeu_si128(quads + 4, _mm_unpackhi_epi64(a, b));
+      _mm_storeu_si128(quads + 8, _mm_unpacklo_epi64(d, e));
+      _mm_storeu_si128(quads + 12, _mm_unpackhi_epi64(d, e));
+    }
+  }
+#endif
+  return k;
+}
+
+int64_t interleave(const int16_t* const*, int64_t, int64_t, int16_t*) { return 0; }
+
 }  // namespace
 
 template <class T>
@@ -54,31 +78,36 @@ Packed pack_weights(const T* w, int64_t n, const std::vector<int64_t>& segments,
   p.colsum.assign(size_t((n + 63) / 64 * 64), 0);
   int8_t* out = p.codes.as<int8_t>();
   if (n % 16) std::memset(out + (blocks - 1) * p.block, 0, size_t(p.block));
-  std::vector<T> turned(size_t(taps > 1 ? n_stride : 0));
-  for (int64_t column = 0; column < n; ++column) {
-    T* b = reinterpret_cast<T*>(out + column / 16 * p.block) + column % 16 * 4;  // four codes here, the next four 64 on
-    const T* codes = w + column * n_stride;
-    if (taps > 1) {
-      const auto turn = taps == 9 ? taps_first<9, T> : taps == 49 ? taps_first<49, T> : taps_first<0, T>;
-      turn(codes, n_stride / taps, taps, turned.data());
-      codes = turned.data();
+  std::vector<T> turned(size_t(taps > 1 ? 16 * n_stride : 0));
+  const auto turn = taps == 9 ? taps_first<9, T> : taps == 49 ? taps_first<49, T> : taps_first<0, T>;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t count = std::min<int64_t>(16, n - 16 * block);
+    const T* columns[16];
+    for (int64_t c = 0; c < count; ++c) {
+      columns[c] = w + (16 * block + c) * n_stride;
+      if (taps <= 1) continue;
+      turn(columns[c], n_stride / taps, taps, turned.data() + c * n_stride);
+      columns[c] = turned.data() + c * n_stride;
     }
-    int32_t sum = 0;
+    T* b = reinterpret_cast<T*>(out + block * p.block);  // four codes of a column, of the next; the next four 64 on
     for (int64_t segment : segments) {
-      const T* from = codes + segment;
-      sum += sum_of(from, seg_len);
-      int64_t k = 0;
-      for (; k + 4 <= seg_len; k += 4) std::memcpy(b + k * 16, from + k, kQuad);
-      if (k < seg_len) {
-        T rest[4] = {};
-        std::memcpy(rest, from + k, size_t(seg_len - k) * sizeof(T));
-        std::memcpy(b + k * 16, rest, kQuad);
-        k += 4;
+      const int64_t moved = count == 16 ? interleave(columns, segment, seg_len, b) : 0;
+      for (int64_t c = 0; c < count; ++c) {
+        const T* from = columns[c] + segment;
+        T* to = b + c * 4;
+        p.colsum[size_t(16 * block + c)] += sum_of(from, seg_len);
+        int64_t k = moved;
+        for (; k + 4 <= seg_len; k += 4) std::memcpy(to + k * 16, from + k, kQuad);
+        if (k < seg_len) {
+          T rest[4] = {};
+          std::memcpy(rest, from + k, size_t(seg_len - k) * sizeof(T));
+          std::memcpy(to + k * 16, rest, kQuad);
+          k += 4;
+        }
+        for (; k < seg_pad; k += 4) std::memset(to + k * 16, 0, kQuad);
       }
-      for (; k < seg_pad; k += 4) std::memset(b + k * 16, 0, kQuad);
       b += seg_pad * 16;
     }
-    p.colsum[size_t(column)] = sum;
   }
   return p;
 }

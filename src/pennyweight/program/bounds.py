@@ -151,7 +151,7 @@ def check_sizes(program: Program, types: Mapping[str, TensorType], *, again: boo
         if again and name in program.constants:
             continue
         shape = kind.ints
-        if len(shape) > MAX_RANK or math.prod(shape) > MAX_ELEMENTS or any(d < 0 for d in shape):
+        if len(shape) > MAX_RANK or math.prod(shape) > MAX_ELEMENTS or min(shape, default=0) < 0:
             raise VerifyError(f"value {name!r} has an absurd size", shapes=str(kind))
     unpacked = {op.outputs[0]: op for op in program.ops if op.kind == "unpack"}
     for op in program.ops:
@@ -180,13 +180,19 @@ def _weight(program: Program, unpack: Op) -> dict[str, Constant]:
     return {unpack.outputs[0]: Constant(table.dtype, codes)}
 
 
+def _largest(numbers: Constant) -> int:
+    """Largest magnitude; of at least one number."""
+    flat = numbers.data.reshape(-1)
+    return max(-int(np.minimum.reduce(flat)), int(np.maximum.reduce(flat)))
+
+
 def _product(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
     """Largest |accumulator| of conv and linear: `sum |q - z| |w| + |bias|` with |q - z| <= 255."""
     weight = types[op.inputs[1]].ints
     bias = constants.get(op.inputs[2]) if len(op.inputs) > 2 else None
     offset = 0
     if bias is not None and bias.data.size:
-        offset = max(abs(int(bias.data.min())), abs(int(bias.data.max())))
+        offset = _largest(bias)
     worst = math.prod(weight[1:]) * 255 * (1 << (15 if types[op.inputs[1]].dtype == "i16" else 7)) + offset
     stored = constants.get(op.inputs[1])
     if worst <= INT32_MAX or stored is None or not stored.data.size:
@@ -209,7 +215,7 @@ def _signs(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Cons
     bias = constants.get(op.inputs[2]) if len(op.inputs) > 2 else None
     if bias is None or not bias.data.size:
         return 2 * terms  # kernels count before they take in the sign
-    return 2 * terms + max(abs(int(bias.data.min())), abs(int(bias.data.max())))
+    return 2 * terms + _largest(bias)
 
 
 def _matmul(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:

@@ -96,7 +96,7 @@ class TensorType(Record):
         Raises:
             VerifyError: if a size is still a symbol.
         """
-        if any(isinstance(d, str) for d in self.shape):
+        if str in map(type, self.shape):
             raise VerifyError("a size is still a symbol", shapes=str(self))
         return self.shape  # type: ignore[return-value]
 
@@ -141,7 +141,14 @@ class Op(Record):
         self.site = site
 
 
-class Program(Record):
+class _Untold(Record):
+    """What a program may be asked for later: `made` gives its `meta` where that is not there yet."""
+
+    __slots__ = ("made",)
+    made: Callable[[], dict[str, Any]]
+
+
+class Program(_Untold):
     """Inputs, constants, ops in order, outputs.
 
     Attributes:
@@ -171,6 +178,18 @@ class Program(Record):
         self.symbols: dict[str, int] = {} if symbols is None else symbols
         self.tree = tree
         self.meta: dict[str, Any] = {} if meta is None else meta
+
+    def __getattr__(self, name: str) -> Any:
+        """`meta` when it is first asked for, if it was left to `tell_later`."""
+        if name != "meta":
+            raise AttributeError(f"a program has no {name!r}")
+        self.meta = self.made()
+        return self.meta
+
+    def tell_later(self, made: Callable[[], dict[str, Any]]) -> None:
+        """Let `meta` be made by `made` when it is first asked for: no op reads it."""
+        self.made = made
+        del self.meta
 
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops)
@@ -263,11 +282,13 @@ SIZE_ATTRS = frozenset({"shape", "starts", "stops", "pads", "size", "kernel", "r
 def resolve(attrs: dict[str, Any], symbols: Mapping[str, int]) -> dict[str, Any]:
     """Attributes with every size expression evaluated; the same object where there is none."""
     out: dict[str, Any] | None = None
-    for key in attrs.keys() & SIZE_ATTRS:
-        value = attrs[key]
-        if type(value) is str:
+    for key, value in attrs.items():
+        kind = type(value)
+        if (kind is not list and kind is not str) or key not in SIZE_ATTRS:
+            continue
+        if kind is str:
             found: Any = evaluate(value, symbols)
-        elif type(value) is list and str in map(type, value):
+        elif str in map(type, value):
             found = [evaluate(v, symbols) for v in value]
         else:
             continue

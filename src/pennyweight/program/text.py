@@ -77,12 +77,13 @@ def _refused(text: str) -> Any:
 _decoder = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refused)
 
 
-def loads(text: str, what: str) -> Any:
+def loads(text: str, what: str, *, measured: bool = True) -> Any:
     """The inverse of `dumps`: strict, and never deeper than `MAX_DEPTH`.
 
     Args:
         text: the JSON.
         what: what it is, for messages.
+        measured: look at how deep it is; off where the caller goes through all of it, and refuses what lies too deep.
 
     Raises:
         VerifyError: on anything that is not strict JSON.
@@ -93,7 +94,7 @@ def loads(text: str, what: str) -> Any:
         raise VerifyError(f"the {what} is nested too deeply") from None
     except ValueError as error:
         raise VerifyError(f"the {what} is not JSON: {str(error)[:200]}") from None
-    if _depth(value) > MAX_DEPTH:
+    if measured and _depth(value) > MAX_DEPTH:
         raise VerifyError(f"the {what} is nested deeper than {MAX_DEPTH} levels")
     return value
 
@@ -124,12 +125,12 @@ def from_text(text: str, arrays: Mapping[str, Array]) -> Program:
     Raises:
         VerifyError: on the first thing that is not what it must be.
     """
-    data = loads(text, "program")
+    data = loads(text, "program", measured=False)
     if type(data) is not dict:
         raise VerifyError("the program is no JSON object")
     if data.get("version") != VERSION:
         raise VerifyError(
-            f"program version {data.get('version')!r} is unknown",
+            f"program version {repr(data.get('version'))[:40]} is unknown",
             hint=f"This is a reader of version {VERSION}; a newer pennyweight may read it.",
         )
     if set(data) != _KEYS:
@@ -137,6 +138,8 @@ def from_text(text: str, arrays: Mapping[str, Array]) -> Program:
         raise VerifyError(f"the program {'lacks' if odd in _KEYS else 'has an unknown'} key {odd[:40]!r}")
     symbols = _symbols(data["symbols"])
     inputs = _inputs(data["inputs"], symbols)
+    if _depth(data["tree"]) > MAX_DEPTH:
+        raise VerifyError(f"the result's tree is nested deeper than {MAX_DEPTH} levels")
     ops = [_op(entry) for entry in _listed(data["ops"], "ops", MAX_OPS)]
     outputs = [_name(n, "output") for n in _listed(data["outputs"], "outputs", MAX_OPERANDS)]
     return Program(inputs, outputs, ops, _constants(data["constants"], arrays), symbols, data["tree"])

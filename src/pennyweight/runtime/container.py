@@ -1,22 +1,18 @@
 """The outer layer of our files: safetensors, read strictly. numpy and the standard library alone.
 
 A file is an 8-byte little-endian length, a JSON header of that length, and the tensors' data: no gap, no overlap,
-nothing behind it. One metadata entry is the SHA-256 of all bytes, taken with its own 64 digits set to "0".
+nothing behind it. One metadata entry is the CRC-32 of all bytes, taken with its own 8 digits set to "0".
 docs/format.md says it in words; every promise there is one `FormatError` here.
 A deflated file is such a file inside of a zlib stream, behind `DEFLATED` and its length.
 """
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import re
 import stat
-import sys
-from _thread import allocate_lock
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,9 +26,10 @@ ELEMENTS_LIMIT = (1 << 31) - 1
 RANK_LIMIT = 8
 TENSORS_LIMIT = 200_000
 ALIGNMENT = 64  # of the data's beginning in the file
-CHECKSUM = "pennyweight.sha256"
+CHECKSUM = "pennyweight.crc32"
 DEFLATED = b"DWTzlib\0"  # read as a header's length, it is beyond every limit: older readers refuse it
-_SAID = re.compile(rb'"pennyweight\.sha256" ?: ?"([0-9a-f]{64})"')
+ZEROS = "0" * 8
+_SAID = re.compile(rb'("pennyweight\.crc32" ?: ?")([0-9a-f]{8})"')
 _DENSEST = 1032  # bytes that one deflated byte can stand for (zlib's technical details)
 
 # safetensors dtype -> numpy dtype that holds it, bytes; BF16 and the 8-bit floats are held as their bits
@@ -62,7 +59,7 @@ class Container(NamedTuple):  # (a dataclass takes half a millisecond to make, w
 def header_text(
     tensors: Iterable[tuple[str, str, tuple[int, ...], int]],
     metadata: Mapping[str, str],
-    digest: str = "0" * 64,
+    digest: str = ZEROS,
 ) -> bytes:
     """The length and the JSON header, padded so that the data begin at a multiple of 64.
 
@@ -99,48 +96,19 @@ def read_container(path: str | os.PathLike[str], *, check: bool = True) -> Conta
         FormatError: on the first broken promise, naming the file.
         OSError: if the file cannot be opened.
     """
-    container, wait = open_container(path, check=check)
-    wait()
-    return container
-
-
-def open_container(
-    path: str | os.PathLike[str], *, check: bool = True
-) -> tuple[Container, Callable[[], None]]:
-    """As `read_container`, but the checksum of a large file is still being computed, on a thread of its own.
-
-    Returns:
-        The container, and a function that waits for the checksum and raises FormatError if it does not match: nothing
-        of the file may be used before it has been called.
-    """
     where = os.fspath(path)
-    sum_of = None
     try:
         view = _inflated(_mapped(where))
         text, start = _header_text(view)
-        said = (
-            _SAID.search(text) if check else None
-        )  # where the header seems to say it, the sum need not wait for it
-        sum_of = _Checksum(view, text, start, said[1].decode()) if said else None
         header = _header(text, start)
         metadata = _metadata(header.pop("__metadata__", None))
+        metadata.pop(CHECKSUM, None)
         tensors = _tensors(header, view, start)
-        digest = metadata.pop(CHECKSUM, "")
-        if check and (sum_of is None or sum_of.stored != digest):
-            sum_of = _Checksum(view, text, start, digest)
+        if check:
+            _compare(view, text, start)
+        return Container(where, tensors, metadata, len(view))
     except PennyweightError as error:
-        if sum_of is not None:
-            sum_of.abandon()
         raise in_file(error, where) from error
-
-    def wait() -> None:
-        if sum_of is not None:
-            try:
-                sum_of.compare()
-            except PennyweightError as error:
-                raise in_file(error, where) from error
-
-    return Container(where, tensors, metadata, len(view)), wait
 
 
 def in_file(error: PennyweightError, where: str) -> FormatError:
@@ -193,7 +161,7 @@ def _header_text(view: memoryview) -> tuple[bytes, int]:
 
 def _header(text: bytes, start: int) -> dict[str, Any]:
     try:
-        header = loads(text.decode(), "header")
+        header = loads(text.decode(), "header", measured=False)
     except UnicodeDecodeError:
         raise FormatError("the header is not UTF-8") from None
     if type(header) is not dict:
@@ -266,94 +234,38 @@ def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
     return name, dtype, tuple(shape), offsets[0], offsets[1]
 
 
-class _Checksum:
-    """The digest stands in the header once; with zeros in its place, all bytes of the file must give it."""
-
-    def __init__(self, view: memoryview, text: bytes, start: int, digest: str) -> None:
-        stored = digest.encode()
-        if len(digest) != 64 or text.count(stored) != 1 or any(c not in "0123456789abcdef" for c in digest):
-            raise FormatError(f"metadata {CHECKSUM!r} is no checksum")
-        self.stored = digest
-        self._digest: _Digest | None = _Digest([view[:8], text.replace(stored, b"0" * 64), view[start:]])
-        self._found = ""
-        self._one = allocate_lock()
-
-    def abandon(self) -> None:
-        """Nobody reads the file any more when this returns, and its owner may do what they like with it."""
-        with self._one:
-            if self._digest is not None:
-                self._digest.abandon()
-
-    def compare(self) -> None:
-        with self._one:
-            if self._digest is not None:
-                self._found, self._digest = self._digest.end(), None
-            found = self._found
-        if found != self.stored:
-            raise FormatError(
-                "the checksum does not match: the file was altered or damaged",
-                spec=f"sha256 {found[:16]}..., stored {self.stored[:16]}...",
-                hint="Write the file again.",
-            )
+def _compare(view: memoryview, text: bytes, start: int) -> None:
+    """The digits stand in the header once; with zeros in their place, all bytes of the file must give them."""
+    found = _SAID.findall(text)
+    if len(found) != 1:
+        raise FormatError(
+            f"the header has no checksum {CHECKSUM!r}",
+            hint="Other programs' safetensors files have none. A .dwt file of format 1 must be written anew.",
+        )
+    ((key, stored),) = found
+    digest = digest_of([view[:8], text.replace(key + stored, key + ZEROS.encode()), view[start:]])
+    if digest != stored.decode():
+        raise FormatError(
+            "the checksum does not match: the file was altered or damaged",
+            spec=f"crc32 {digest}, stored {stored.decode()}",
+            hint="Write the file again.",
+        )
 
 
 def digest_of(parts: Sequence[Any]) -> str:
-    """SHA-256 of consecutive buffers, as 64 hexadecimal digits."""
-    return _Digest(parts).end()
-
-
-class _Digest:
-    """SHA-256 of consecutive buffers, being computed.
-
-    By libpennyweight on a thread that needs no interpreter, where it is at hand and the processor has instructions for
-    it; else by Python, at the end.
-    """
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self._parts = parts
-        self._native, self._begun = _begin_native(parts)
-
-    def end(self) -> str:
-        """Wait for it, once: 64 hexadecimal digits."""
-        if self._begun:
-            out = bytearray(32)
-            begun, self._begun = self._begun, None
-            self._native.pw_sha256_end(begun, (ctypes.c_char * 32).from_buffer(out))
-            return out.hex()
-        digest = _hasher(sum(len(part) for part in self._parts))
-        for part in self._parts:
-            digest.update(part)
-        return str(digest.hexdigest())
-
-    def abandon(self) -> None:
-        """Give up; the buffers are not read when this returns."""
-        begun, self._begun = self._begun, None
-        if begun:
-            self._native.pw_sha256_end(begun, None)
-
-    __del__ = abandon
-
-
-def _begin_native(parts: Sequence[Any]) -> tuple[Any, Any]:
+    """CRC-32 (IEEE 802.3) of consecutive buffers, as 8 hexadecimal digits: of libpennyweight, or else of zlib."""
     from pennyweight.runtime import library
 
+    digest = 0
     try:
-        native = library.load()
-    except (KernelError, OSError):
-        return None, None
-    held = [np.frombuffer(part, np.uint8) for part in parts]
-    places = (ctypes.c_void_p * len(held))(*[a.ctypes.data for a in held])
-    sizes = (ctypes.c_int64 * len(held))(*[a.size for a in held])
-    return native, native.pw_sha256_begin(len(held), places, sizes)
+        crc32 = library.load().pw_crc32
+    except (KernelError, OSError, AttributeError):  # AttributeError: a library of another version
+        import zlib
 
-
-def _hasher(size: int) -> Any:
-    """A SHA-256. Loading OpenSSL takes 3 ms, in which Python's own module has hashed a megabyte."""
-    name = "hashlib"
-    if size < 1 << 20:
-        name = "_sha2" if sys.version_info >= (3, 12) else "_sha256"
-    try:
-        module: Any = import_module(name)
-    except ImportError:  # this Python was built without its own
-        module = import_module("hashlib")
-    return module.sha256()
+        for part in parts:
+            digest = zlib.crc32(part, digest)
+    else:
+        for part in parts:
+            bytes_ = np.frombuffer(part, np.uint8)
+            digest = crc32(digest, bytes_.__array_interface__["data"][0], bytes_.size)
+    return f"{digest:08x}"

@@ -162,7 +162,7 @@ class Engine:
         ]  # they are not copied
         self.constant_numbers = {name: number for number, name in enumerate(program.constants)}
         words, count = constant_words(program), len(self._arrays)
-        places = (c.c_void_p * count)(*[a.ctypes.data for a in self._arrays])
+        places = (c.c_void_p * count)(*map(_place, self._arrays))
         if self.library.pw_model_constants(self.model, count, words.ctypes.data, words.size, places) < 0:
             raise KernelError(f"the engine refuses a constant: {lib.last_error(self.library)}")
         self._give_back()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from pennyweight.errors import FormatError, PennyweightError, VerifyError
 from pennyweight.program.bounds import check, check_attributes
 from pennyweight.program.ir import Program, TensorType
 from pennyweight.program.text import from_text, loads
 from pennyweight.program.verify import verify
-from pennyweight.runtime.container import Container, in_file, open_container
+from pennyweight.runtime.container import Container, in_file, read_container
 
-FORMAT = 1
+FORMAT = 2
 FORMAT_KEY, PROGRAM_KEY, META_KEY = "pennyweight.format", "pennyweight.program", "pennyweight.meta"
 
 # program dtype -> the safetensors dtype that stores it
@@ -32,25 +33,23 @@ def read(path: str | os.PathLike[str], *, check_sum: bool = True) -> Program:
         FormatError: on the first broken promise of docs/format.md, naming the file.
         OSError: if the file cannot be opened.
     """
-    return read_typed(path, check_sum=check_sum)[0]
+    program = read_typed(path, check_sum=check_sum)[0]
+    assert type(program.meta) is dict  # now that it is asked for, it is checked too
+    return program
 
 
 def read_typed(
     path: str | os.PathLike[str], *, check_sum: bool = True
 ) -> tuple[Program, dict[str, TensorType]]:
-    """As `read`; with the types of all values at the sizes of the example."""
-    container, wait = open_container(path, check=check_sum)
+    """As `read`; with the types of all values at the sizes of the example. The meta is read when it is asked for."""
+    container = read_container(path, check=check_sum)
     try:
-        found = _program(container)
+        return _program(container)
     except PennyweightError as error:
-        wait()  # what was damaged is called that
         raise in_file(error, container.path) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        wait()
         what = f"the program does not verify: {type(error).__name__}: {str(error)[:200]}"
         raise FormatError(what, site=container.path) from error
-    wait()
-    return found
 
 
 def _program(container: Container) -> tuple[Program, dict[str, TensorType]]:
@@ -77,10 +76,18 @@ def _program(container: Container) -> tuple[Program, dict[str, TensorType]]:
         stored = container.tensors[name][0]
         if STORED[constant.dtype] != stored:
             raise FormatError(f"constant {name!r} is {constant.dtype}, but stored as {stored}")
-    program.meta = loads(metadata.get(META_KEY, "{}"), "meta")
-    if type(program.meta) is not dict:
-        raise VerifyError("the meta is no JSON object")
+    program.tell_later(lambda: _meta(metadata.get(META_KEY, "{}"), container.path))
     check_attributes(program)
     types = verify(program)
     check(program, types)
     return program, types
+
+
+def _meta(text: str, path: str) -> dict[str, Any]:
+    try:
+        meta = loads(text, "meta")
+        if type(meta) is not dict:
+            raise VerifyError("the meta is no JSON object")
+    except VerifyError as error:
+        raise in_file(error, path) from error
+    return meta

@@ -7,6 +7,7 @@ from pennyweight.program.ir import Constant, Op, Program, replace
 from pennyweight.program.ops import definitions, real
 from pennyweight.program.ops.levels import decoded_levels
 
+_WIDENING = frozenset({"cast", "unpack", "decode_levels"})
 _READ_STORED = frozenset({"linear", "linear_f32", "conv_f32"})
 
 
@@ -17,6 +18,8 @@ def widened(program: Program) -> Program:
     of codes of a few bits: for all but linear layers (and float convolutions, of levels), which read them as they are
     stored where they have few rows and levels of a byte.
     """
+    if not any(op.kind in _WIDENING for op in program.ops):
+        return program
     ops: list[Op] = []
     constants = dict(program.constants)
     elsewhere = {
@@ -43,7 +46,7 @@ def _decoded(
     program: Program, constants: dict[str, Constant], op: Op, elsewhere: set[str]
 ) -> Constant | None:
     found = [constants.get(n) for n in op.inputs]  # scales may have been decoded just before
-    if op.kind not in ("cast", "unpack", "decode_levels") or any(c is None for c in found):
+    if op.kind not in _WIDENING or any(c is None for c in found):
         return None
     source = found[0]
     assert source is not None

@@ -46,7 +46,7 @@ class Sentences:
             inputs = [self._number(n) if n else -1 for n in op.inputs]
             outputs = [self._value(n, TEMPORARY, -1) for n in op.outputs]
             kind, site = self._text(op.kind), self._text(op.site)
-            self._words += [OP, kind, site, len(inputs), *inputs, len(outputs), *outputs, len(op.attrs)]
+            self._words += (OP, kind, site, len(inputs), *inputs, len(outputs), *outputs, len(op.attrs))
             for key, value in resolve(op.attrs, symbols).items():
                 self._attribute(key, value)
         for index, name in enumerate(program.outputs):
@@ -67,7 +67,7 @@ class Sentences:
     def _value(self, name: str, kind: int, index: int) -> int:
         type_ = self._types[name]
         shape = type_.ints
-        self._words += [VALUE, kind, index, DTYPES[type_.dtype], len(shape), *shape]
+        self._words += (VALUE, kind, index, DTYPES[type_.dtype], len(shape), *shape)
         number = self._numbers[name] = len(self._numbers)
         return number
 
@@ -84,17 +84,22 @@ class Sentences:
         return found
 
     def _attribute(self, key: str, value: Any) -> None:
-        name = self._text(key)
-        if isinstance(value, str):
+        name, kind = self._text(key), type(value)
+        if kind is int or kind is bool:
+            self._words += [name, INTS, 1, value]
+        elif kind is float:
+            self._words += [name, REALS, 1, len(self._reals)]
+            self._reals.append(value)
+        elif isinstance(value, str):
             self._words += [name, TEXT, 1, self._text(value)]
-            return
-        values = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(v, float) for v in values):
-            first = len(self._reals)
-            self._reals += values
-            self._words += [name, REALS, len(values), *range(first, len(self._reals))]
         else:
-            self._words += [name, INTS, len(values), *map(int, values)]
+            values = value if kind in (list, tuple) else [value]
+            if all(isinstance(v, int) for v in values):
+                self._words += [name, INTS, len(values), *values]
+            else:
+                first = len(self._reals)
+                self._reals += values
+                self._words += [name, REALS, len(values), *range(first, len(self._reals))]
 
 
 def constant_words(program: Program) -> Array:

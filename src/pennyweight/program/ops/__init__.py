@@ -79,7 +79,8 @@ def want(kind: Any, *dtypes: str) -> tuple[int, ...]:
     """Check an operand's dtype and return its shape."""
     if kind is None:
         raise VerifyError("a required operand is absent")
-    require(kind.dtype in dtypes, f"an operand is {kind.dtype}, wanted {' or '.join(dtypes)}")
+    if kind.dtype not in dtypes:  # (a sentence for `require` would be made each time)
+        raise VerifyError(f"an operand is {kind.dtype}, wanted {' or '.join(dtypes)}")
     return kind.ints  # type: ignore[no-any-return]
 
 

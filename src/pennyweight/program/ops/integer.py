@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pennyweight.errors import VerifyError
 from pennyweight.program.ir import Array, TensorType
 from pennyweight.program.ops import Attrs, Operands, Types, array, broadcast, define, real, require, want
 
@@ -22,7 +23,8 @@ def clamp_codes(t: Array, zero: int, lo: int, hi: int) -> Array:
 def per_channel(kind: Any, channels: int, what: str) -> None:
     """Check a constant of one element, or one per channel."""
     shape = want(kind, "f32")
-    require(shape in ((1,), (channels,)), f"{what} has shape {shape}, wanted (1,) or ({channels},)")
+    if shape not in ((1,), (channels,)):
+        raise VerifyError(f"{what} has shape {shape}, wanted (1,) or ({channels},)")
 
 
 @define("quantize", "scale zero lo hi")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pennyweight.errors import VerifyError
 from pennyweight.program.ir import Array, TensorType
 from pennyweight.program.ops import Attrs, Operands, Types, array, broadcast, define, require, want
 from pennyweight.program.ops.functions import exp
@@ -23,9 +24,8 @@ def window_sizes(
     for i, n in enumerate(size):
         span = dilation[i] * (kernel[i] - 1) + 1
         have = n + pads[i] + pads[dims + i] - span
-        require(
-            have >= 0, f"the window of {span} is larger than the padded size {n + pads[i] + pads[dims + i]}"
-        )
+        if have < 0:
+            raise VerifyError(f"the window of {span} is larger than the padded size {have + span}")
         out.append(have // stride[i] + 1)
     return tuple(out)
 
@@ -67,23 +67,18 @@ def convolve(x: Array, weight: Array, attrs: Attrs) -> Array:
 def conv_type(x: tuple[int, ...], weight: tuple[int, ...], attrs: Attrs) -> tuple[int, ...]:
     """Result shape of a convolution."""
     dims = len(weight) - 2
-    require(
-        dims in (1, 2, 3) and len(x) == dims + 2,
-        f"a weight of rank {len(weight)} does not fit an input of {x}",
-    )
-    for key, n in (("stride", dims), ("pads", 2 * dims), ("dilation", dims)):
-        require(len(attrs[key]) == n, f"{key} has {len(attrs[key])} entries, wanted {n}")
-    require(
-        all(s > 0 for s in [*attrs["stride"], *attrs["dilation"]]), "stride and dilation must be positive"
-    )
-    require(all(p >= 0 for p in attrs["pads"]), "pads must not be negative")
-    groups = attrs["groups"]
-    require(
-        groups > 0 and x[-1] == weight[1] * groups,
-        f"{x[-1]} channels do not fit a weight {weight} in {groups} groups",
-    )
-    require(weight[0] % groups == 0, f"{weight[0]} outputs do not split into {groups} groups")
-    space = window_sizes(x[1:-1], weight[2:], attrs["stride"], attrs["pads"], attrs["dilation"])
+    if dims not in (1, 2, 3) or len(x) != dims + 2:
+        raise VerifyError(f"a weight of rank {len(weight)} does not fit an input of {x}")
+    stride, pads, dilation, groups = attrs["stride"], attrs["pads"], attrs["dilation"], attrs["groups"]
+    if (len(stride), len(pads), len(dilation)) != (dims, 2 * dims, dims):
+        raise VerifyError(f"stride, pads, dilation have not {dims}, {2 * dims}, {dims} entries")
+    require(min(stride) > 0 and min(dilation) > 0, "stride and dilation must be positive")
+    require(min(pads) >= 0, "pads must not be negative")
+    if groups <= 0 or x[-1] != weight[1] * groups:
+        raise VerifyError(f"{x[-1]} channels do not fit a weight {weight} in {groups} groups")
+    if weight[0] % groups:
+        raise VerifyError(f"{weight[0]} outputs do not split into {groups} groups")
+    space = window_sizes(x[1:-1], weight[2:], stride, pads, dilation)
     return (x[0], *space, weight[0])
 
 
