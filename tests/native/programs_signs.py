@@ -90,11 +90,19 @@ def linears() -> Iterator[tuple[Case, Program]]:
         *RAGGED,
         (17, 65, 127),
         (16, 80, 1100),
+        (3, 33, 8235),
     ]
     for (m, n, k), tail in zip(sizes, itertools.cycle(TAILS)):
         case = Case(f"linear_binary m={m} n={n} k={k} {tail}")
         acc = case.op("linear_binary", [signs_of(case, m, k), weight(case, n, k)], n=k)
         yield written(case, follow(case, acc, (m, n), k, tail))
+    for k in (256, 7936, 8192, 16000):  # every bit differs: counts of bytes are as large as they get
+        case = Case(f"linear_binary all different k={k}")
+        ones = np.broadcast_to(last_byte(k), (5, len(last_byte(k))))
+        acc = case.op(
+            "linear_binary", [case.input(ones), case.constant(np.zeros((40, ones.shape[1]), np.uint8))], n=k
+        )
+        yield case, case.program(acc)
     case = Case("linear_binary of stored bits, biased, from an input")
     x = bits(case, 4, 9, 8)
     acc = case.op("linear_binary", [x, weight(case, 40, 64), case.bias(40)], n=64)
