@@ -107,7 +107,7 @@ def broad_program() -> Program:
     n = b.op("layer_norm", tokens, b.f32(5), b.f32(5), eps=1e-5)
     n = b.op("rms_norm", n, b.f32(5), eps=1e-5)
     turned = b.op("rotary", b.f32(3, 2, 6), b.f32(3, 1, 6), b.f32(1, 6))
-    ends.append(turned)
+    ends.append(b.op("hadamard", turned, size=2))
     n = b.op("softmax", n)
     ends.append(b.op("argmax", n, axis=1, keepdims=False))
     ends.append(b.op("reduce", n, fn="mean", axes=[0], keepdims=True))

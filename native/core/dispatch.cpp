@@ -42,6 +42,7 @@ struct Slot;
   void layer_norm(const LayerNormArgs&);                  \
   void rms_norm(const LayerNormArgs&);                    \
   void rotary(const RotaryArgs&);                         \
+  void hadamard(const HadamardArgs&);                     \
   void exp(const UnaryArgs&);                             \
   void sigmoid(const UnaryArgs&);                         \
   void tanh(const UnaryArgs&);                            \

@@ -174,6 +174,17 @@ struct RotaryArgs {
 };
 using RotaryFn = void (*)(const RotaryArgs&);
 
+// Blocks of `size` numbers, a power of two, times the orthonormal Hadamard matrix: sums and differences of neighbours
+// 1, 2, 4 ... apart, in this order, then times `scale`. x and y may be the same.
+struct HadamardArgs {
+  const float* x;
+  float* y;
+  int64_t n;  // a multiple of size
+  int64_t size;
+  float scale;
+};
+using HadamardFn = void (*)(const HadamardArgs&);
+
 struct UnaryArgs {
   const float* x;
   float* y;

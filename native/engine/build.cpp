@@ -52,6 +52,7 @@ const Entry kBuilders[] = {
     {"layer_norm", build_norm},
     {"rms_norm", build_norm},
     {"rotary", build_rotary},
+    {"hadamard", build_hadamard},
     {"max_pool", build_max_pool},
     {"sum_pool", build_sum_pool},
     {"sum_q", build_sum_q},

@@ -78,6 +78,7 @@ void build_argmax(Builder&, int op);
 void build_softmax(Builder&, int op);
 void build_norm(Builder&, int op);
 void build_rotary(Builder&, int op);
+void build_hadamard(Builder&, int op);
 void build_max_pool(Builder&, int op);
 void build_sum_pool(Builder&, int op);
 void build_sum_q(Builder&, int op);

@@ -118,6 +118,13 @@ def normalisations() -> Iterator[tuple[Case, Program]]:
         axes = len(lead) + 1
         part = case.op("slice", [wide], starts=[0] * len(lead) + [n], stops=[*lead, 2 * n], steps=[1] * axes)
         yield case, case.program(whole, case.op("rotary", [part, cos, sin]))
+    for lead, n, size in (((1,), 1, 1), ((3,), 8, 2), ((2, 3), 12, 4), ((5,), 24, 8), ((2, 2), 48, 16), ((3,), 96, 32),
+                          ((7, 5), 1536, 512), ((2,), 4096, 4096), ((4,), 172, 4)):  # fmt: skip
+        case = Case(f"hadamard {lead} {n} {size}")
+        whole = case.op("hadamard", [case.floats(*lead, n)], size=size)
+        wide, axes = case.floats(*lead, 2 * n), len(lead) + 1
+        part = case.op("slice", [wide], starts=[0] * len(lead) + [n], stops=[*lead, 2 * n], steps=[1] * axes)
+        yield case, case.program(whole, case.op("hadamard", [part], size=size))
     case = Case("float functions")
     x = case.floats(3, 77, scale=6)
     from pennyweight.program.ops.functions import UNARY

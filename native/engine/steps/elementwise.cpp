@@ -350,6 +350,44 @@ void build_rotary(Builder& b, int number) {
   b.add(std::move(step));
 }
 
+// ---- hadamard ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+struct HadamardStep : Step {
+  HadamardFn fn;
+  Rows rows;  // each of one or more blocks
+  int x, y;
+  int64_t size;
+  float scale;
+  void run(const Run& r, int task, int) const override {
+    const int64_t each = rows.length / size, blocks = rows.count * each;
+    for (int64_t i = blocks * task / tasks, end = blocks * (task + 1) / tasks, n; i < end; i += n) {
+      const int64_t row = i / each, at = i % each;
+      n = std::min(end - i, each - at);
+      fn({r.at<float>(x) + rows.at(1, row) + at * size, r.at<float>(y) + rows.at(0, row) + at * size, n * size, size, scale});
+    }
+  }
+};
+
+}  // namespace
+
+void build_hadamard(Builder& b, int number) {
+  Plan& plan = b.plan;
+  const OpNode& op = plan.ops[number];
+  auto step = std::make_unique<HadamardStep>();
+  const Value& out = plan.values[op.out[0]];
+  step->fn = plan.kernels->hadamard;
+  step->x = op.in[0];
+  step->y = op.out[0];
+  step->size = op.integer("size");
+  step->scale = float(1.0 / std::sqrt(double(step->size)));
+  step->rows = rows_of(out.dims, {out.strides, broadcast_strides(plan.values[op.in[0]], out.dims)});
+  describe(*step, plan, op, plan.kernels->row[k_hadamard]->symbol);
+  if (plan.threads > 1 && out.count() > 10000) step->tasks = plan.threads * 2;
+  b.add(std::move(step));
+}
+
 // ---- where, cast, iota, full ----------------------------------------------------------------------------------------
 
 namespace {

@@ -292,6 +292,26 @@ void rotary(const RotaryArgs& a) {
   });
 }
 
+void hadamard(const HadamardArgs& a) {
+  // within sixteen lanes, all in one pass; partners of a lane are `h` lanes away
+  each(a.n, [&](int64_t i, int count) {
+    V v = load(a.x + i, count, 0.0f);
+    for (int h = 1; h < 16 && h < a.size; h *= 2) v = partners(v, h) + upper_negated(v, h);
+    store(a.y + i, count, a.size <= 16 ? v * set1(a.scale) : v);
+  });
+  for (int64_t h = 16; h < a.size; h *= 2) {
+    const V scale = set1(a.scale);
+    const bool last = 2 * h == a.size;
+    for (int64_t i = 0; i < a.n; i += 2 * h)
+      for (int64_t j = i; j < i + h; j += 16) {
+        const V first = load(a.y + j), second = load(a.y + j + h);
+        const V sum = first + second, difference = first - second;
+        store(a.y + j, last ? sum * scale : sum);
+        store(a.y + j + h, last ? difference * scale : difference);
+      }
+  }
+}
+
 #define PW_UNARY(name, expression)                              \
   void name(const UnaryArgs& a) {                               \
     each(a.n, [&](int64_t i, int count) {                       \

@@ -172,6 +172,18 @@ void rotary(const RotaryArgs& a) {
   }
 }
 
+void hadamard(const HadamardArgs& a) {
+  for (int64_t i = 0; i < a.n; ++i) a.y[i] = a.x[i];
+  for (int64_t h = 1; h < a.size; h *= 2)
+    for (int64_t i = 0; i < a.n; i += 2 * h)
+      for (int64_t j = i; j < i + h; ++j) {
+        const float first = a.y[j], second = a.y[j + h];
+        a.y[j] = first + second;
+        a.y[j + h] = first - second;
+      }
+  for (int64_t i = 0; i < a.n; ++i) a.y[i] = a.y[i] * a.scale;
+}
+
 #define PW_UNARY(name, expression)                        \
   void name(const UnaryArgs& a) {                         \
     for (int64_t i = 0; i < a.n; ++i) {                   \

@@ -54,6 +54,20 @@ inline V negate(V x) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_xor_ps(x.a, bit), _mm256_xor_ps(x.b, bit)};
 }
+// Every lane that of the lane `h` away in its group of 2 h; and the upper halves of these groups negated. h: 1, 2, 4, 8.
+inline V partners(V x, int h) {
+  if (h == 1) return {_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)};
+  if (h == 2) return {_mm256_permute_ps(x.a, 0x4e), _mm256_permute_ps(x.b, 0x4e)};
+  if (h == 4) return {_mm256_permute2f128_ps(x.a, x.a, 1), _mm256_permute2f128_ps(x.b, x.b, 1)};
+  return {x.b, x.a};
+}
+inline V upper_negated(V x, int h) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), bit = _mm256_set1_epi32(h);
+  const __m256i chosen = _mm256_cmpeq_epi32(_mm256_and_si256(lane, bit), bit);
+  const __m256 sign = _mm256_and_ps(_mm256_castsi256_ps(chosen), _mm256_set1_ps(-0.0f)), all = _mm256_set1_ps(-0.0f);
+  if (h == 8) return {x.a, _mm256_xor_ps(x.b, all)};
+  return {_mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign)};
+}
 inline V copysign(V m, V s) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(_mm256_andnot_ps(bit, m.a), _mm256_and_ps(bit, s.a)),

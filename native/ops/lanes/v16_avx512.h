@@ -36,6 +36,16 @@ inline V minimum(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline V rint(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline V absolute(V a) { return {_mm512_abs_ps(a.v)}; }
 inline V negate(V a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
+// Every lane that of the lane `h` away in its group of 2 h; and the upper halves of these groups negated. h: 1, 2, 4, 8.
+inline V partners(V a, int h) {
+  if (h == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+  if (h == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+  return {h == 4 ? _mm512_shuffle_f32x4(a.v, a.v, 0xb1) : _mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+}
+inline V upper_negated(V a, int h) {
+  const __mmask16 upper = h == 1 ? 0xaaaa : h == 2 ? 0xcccc : h == 4 ? 0xf0f0 : 0xff00;
+  return {_mm512_mask_xor_ps(a.v, upper, a.v, _mm512_set1_ps(-0.0f))};
+}
 inline V copysign(V magnitude, V sign) {
   const __m512 bit = _mm512_set1_ps(-0.0f);
   return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.v), _mm512_and_ps(bit, sign.v))};

@@ -31,6 +31,7 @@ ON_REFERENCE = frozenset(
         "conv_levels",
         "past_attention",
         "past_attention_rounded",
+        "hadamard",
     }
 )
 

@@ -40,6 +40,7 @@ SCHEMAS = {
     "past_attention": "(Tensor q, Tensor k, Tensor v, Tensor past, Tensor count, int block, float factor) -> Tensor",
     "past_attention_rounded": "(Tensor q, Tensor k, Tensor v, Tensor past, Tensor ranges, Tensor count, int block, "
     "float factor) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "hadamard": "(Tensor x, int size) -> Tensor",
     "embedding": "(Tensor ids, Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
     "decode": "(Tensor codes, Tensor scale, Tensor? zero, int bits, int n) -> Tensor",
     "decode_levels": "(Tensor codes, Tensor levels, Tensor scale, int bits, int n) -> Tensor",
@@ -112,6 +113,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "attention": lambda q, k, v, *a: q.new_empty([*q.shape[:-1], v.shape[-1]]),
     "past_attention": lambda q, *a: torch.empty_like(q),
     "past_attention_rounded": _fake_rounded,
+    "hadamard": lambda x, *a: torch.empty_like(x),
     "embedding": lambda ids, codes, scale, zero, bits, n: scale.new_empty([*ids.shape, n]),
     "decode": lambda codes, scale, zero, bits, n: scale.new_empty([codes.shape[0], n]),
     "decode_levels": lambda codes, levels, scale, bits, n: scale.new_empty([codes.shape[0], n]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -151,6 +152,15 @@ def past_attention_rounded(
         codes.append(c.to(torch.uint8))
         spans.append(torch.cat([scale, zero.float()], -1))
     return past_attention(q, rounded[0], rounded[1], kept, count, block, factor), *codes, *spans
+
+
+def hadamard(x: Tensor, size: int) -> Tensor:
+    """Runs of `size` numbers of the last axis times the orthonormal Hadamard matrix; see the op of programs."""
+    y, h = x.float().contiguous().reshape(-1), 1
+    while h < size:
+        first, second = y.reshape(-1, 2, h).unbind(1)
+        y, h = torch.stack([first + second, first - second], 1), 2 * h
+    return (y.reshape(x.shape) * float(np.float32(1 / np.sqrt(size)))).to(x.dtype)
 
 
 def linear_weight(

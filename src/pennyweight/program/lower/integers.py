@@ -316,6 +316,11 @@ def _attention(b: Builder, args: Any, kwargs: Any) -> Value:
     return b.emit("rescale", [acc, m])
 
 
+@handles("pennyweight.hadamard.default")
+def _hadamard(b: Builder, args: Any, kwargs: Any) -> Value:
+    return b.emit("hadamard", [b.value(args[0])], size=int(args[1]))
+
+
 @handles("pennyweight.past_attention.default")
 def _past_attention(b: Builder, args: Any, kwargs: Any) -> Value:
     *operands, block, factor = args

@@ -116,6 +116,38 @@ class Rotary:
             return [v * cos + np.concatenate([-v[..., h:], v[..., :h]], -1) * sin]
 
 
+@define("hadamard", "size")
+class Hadamard:
+    """Runs of `size` = 2^k numbers of the last axis times the orthonormal Hadamard matrix.
+
+        for h = 1, 2, 4 .. size / 2:  x[i], x[i + h] = x[i] + x[i + h], x[i] - x[i + h]   (i without the bit h)
+        y = x * float32(1 / sqrt(size))
+
+    f32 [..., n], n a multiple of size -> f32 [..., n]. It is its own inverse. Source: the fast Walsh-Hadamard
+    transform, as QuaRot applies it to activations (Ashkboos et al. 2024, arXiv:2404.00456, section 4).
+    """
+
+    @staticmethod
+    def infer(types: Types, attrs: Attrs) -> list[TensorType]:
+        """Same shape."""
+        shape, size = want(types[0], "f32"), attrs["size"]
+        require(type(size) is int and size > 0 and size & (size - 1) == 0, f"{size} is no power of two")
+        require(len(shape) > 0 and shape[-1] % size == 0, f"runs of {size} do not fill rows of {shape}")
+        return [TensorType("f32", shape)]
+
+    @staticmethod
+    def run(x: Operands, a: Attrs) -> list[Array]:
+        """See the class."""
+        v, size, h = real(x[0]), a["size"], 1
+        y = v.reshape(-1, size)
+        with np.errstate(all="ignore"):
+            while h < size:
+                pairs = y.reshape(-1, 2, h)
+                y = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
+                h *= 2
+            return [y.reshape(v.shape) * np.float32(1 / np.sqrt(size))]
+
+
 @define("cast", "dtype")
 class Cast:
     """Convert between f32, i64 and bool; floats are cut towards zero. Any -> dtype.
