@@ -63,6 +63,10 @@ def quantize_command(
     ] = 0.0,
     awq: Annotated[bool, typer.Option("--awq", help="Scale inputs as AWQ does, before any method.")] = False,
     rotate: Annotated[bool, typer.Option("--rotate", help="Rotate the hidden states.")] = False,
+    hadamard: Annotated[
+        bool,
+        typer.Option("--hadamard", help="Turn what no rotation of the hidden states reaches, while it runs."),
+    ] = False,
     retarget: Annotated[
         bool, typer.Option("--retarget", help="Aim at what the float network would answer.")
     ] = False,
@@ -99,7 +103,7 @@ def quantize_command(
 
     request = Request(
         scheme, group, asymmetric, method, head, embeddings, windows, window, smooth=smooth, awq=awq, rotate=rotate,
-        retarget=retarget, steps=steps, seed=seed, to=to, cache=cache,
+        hadamard=hadamard, retarget=retarget, steps=steps, seed=seed, to=to, cache=cache,
     )  # fmt: skip
     ids = None
     if calib is not None:

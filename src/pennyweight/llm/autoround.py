@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from pennyweight.llm.block import Run, Streams, round_tokens
+from pennyweight.llm.block import Run, Streams, round_tokens, turned_by
+from pennyweight.llm.online import TurnsInputs
 from pennyweight.llm.schemes import Scheme, bits_of
 from pennyweight.llm.skeleton import put_module
 from pennyweight.nn.linear import LinearTwin
@@ -54,6 +55,18 @@ class _Run(nn.Module):
         return self.run(self.block, x)
 
 
+class _TurnedTwin(TurnsInputs, LinearTwin):
+    """The twin of a layer whose inputs are turned."""
+
+
+def _twin(name: str, layer: nn.Linear, scheme: Scheme) -> LinearTwin:
+    size = turned_by(layer)
+    twin: Any = (_TurnedTwin if size else LinearTwin)(layer, scheme.layer(name))
+    if size:
+        twin.hadamard = size
+    return cast(LinearTwin, twin)
+
+
 def autoround(
     block: nn.Module,
     streams: Streams,
@@ -81,9 +94,7 @@ def autoround(
     Source: Cheng et al. 2023 (arXiv:2309.05516), equations 3 to 5 and algorithm 1.
     """
     layers = {n: block.get_submodule(n) for n in starts}
-    doubles: dict[str, Any] = {
-        n: LinearTwin(cast(nn.Linear, m), schemes[n].layer(n)) for n, m in layers.items()
-    }
+    doubles: dict[str, Any] = {n: _twin(n, cast(nn.Linear, m), schemes[n]) for n, m in layers.items()}
     for name, twin in doubles.items():
         twin.solved["weight"] = starts[name]
     least = min(bits_of(q.spec) for q in starts.values())

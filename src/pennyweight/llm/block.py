@@ -260,6 +260,11 @@ def input_params(group: Group, scheme: Scheme) -> Tensor | None:
     return torch.stack([ends.scale, ends.zero])
 
 
+def turned_by(layer: nn.Module) -> int:
+    """Size of the blocks by which a layer turns its inputs, 0 for most; see `online`."""
+    return int(getattr(layer, "hadamard", 0))
+
+
 def solve_group(
     block: nn.Module, group: Group, schemes: dict[str, Scheme], method: Method, site: str, outcome: Outcome
 ) -> None:
@@ -280,5 +285,5 @@ def solve_group(
                 error.what, site=path, spec=error.spec, shapes=error.shapes, hint=error.hint
             ) from error
         outcome.losses[name] = relative_loss(weight, q, group.gram)
-        outcome.layers[name] = Solved(scheme, q, input_params(group, scheme))
+        outcome.layers[name] = Solved(scheme, q, input_params(group, scheme), turned_by(layer))
         layer.weight = nn.Parameter(q.dequantize(), requires_grad=False)

@@ -14,6 +14,7 @@ from pennyweight.errors import FormatError, InputError, PennyweightError
 from pennyweight.llm.block import round_tokens
 from pennyweight.llm.cache import round_cache
 from pennyweight.llm.directory import Directory
+from pennyweight.llm.online import Turned
 from pennyweight.llm.schemes import Scheme, bits_of
 from pennyweight.llm.skeleton import Skeleton, put, put_module
 from pennyweight.llm.store import Solved
@@ -84,6 +85,7 @@ def install(model: nn.Module, layers: dict[str, Solved]) -> None:
             new = embedding(name, solved.scheme, solved.weight, old)
         else:
             new = integer_linear(name, solved, old._parameters.get("bias"))
+            new = Turned(new, solved.hadamard) if solved.hadamard else new
         put_module(model, name, new)
 
 

@@ -69,6 +69,9 @@ def quantize(
             f"{request.to} files have no place for layers that this family keeps as [in, out]",
             site=min(skeleton.turned).removesuffix(".weight"), hint="--to pennyweight or dwt.",
         )  # fmt: skip
+    if request.hadamard and not target.hadamard:
+        raise InputError(f"{request.to} files have no place for inputs that are turned", spec="--hadamard",
+                         hint="--to pennyweight or dwt.")  # fmt: skip
     _check_cache(skeleton, request)
     digest = None if ids is None else hashlib.sha256(ids.numpy().tobytes()).hexdigest()
     if out.parent.is_dir():
@@ -80,8 +83,8 @@ def quantize(
         run.say("kept", name)
     if request.rotate:
         run.turn = rotation(skeleton.width, request.seed)
-        if ids is None:  # structure is found from a run, on any tokens
-            ids = torch.arange(16)[None] % int(directory.config.get("vocab_size") or 1)
+    if (request.rotate or request.hadamard) and ids is None:  # structure is found from a run, on any tokens
+        ids = torch.arange(16)[None] % int(directory.config.get("vocab_size") or 1)
     try:
         with torch.no_grad():
             behind = _blocks(run, job, ids)

@@ -38,6 +38,7 @@ class Request:
         smooth: exponent of SmoothQuant's scales of inputs; 0 for none.
         awq: scale inputs as AWQ does, whatever the method.
         rotate: rotate the hidden states.
+        hadamard: turn what layers read that no rotation of the hidden states reaches, while the model runs.
         retarget: aim at what the layers of the float network would answer.
         steps: of methods that train.
         seed: of the choice of windows.
@@ -58,6 +59,7 @@ class Request:
     smooth: float = 0.0
     awq: bool = False
     rotate: bool = False
+    hadamard: bool = False
     retarget: bool = False
     steps: int = 200
     seed: int = 0

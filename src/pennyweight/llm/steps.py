@@ -23,13 +23,16 @@ from pennyweight.llm.block import (
     round_tokens,
     rounding,
     solve_group,
+    turned_by,
 )
 from pennyweight.llm.job import Part
 from pennyweight.llm.methods import Problem, extremes, relative_loss, searched
+from pennyweight.llm.online import turn_inputs
 from pennyweight.llm.request import Run
 from pennyweight.llm.rotate import rotate_block, turned
 from pennyweight.llm.scaling import scale_inputs
 from pennyweight.llm.schemes import Scheme
+from pennyweight.llm.skeleton import put_module
 from pennyweight.llm.store import Solved
 from pennyweight.llm.stream import Calls, batch_size, carried, enter
 from pennyweight.qtensor import QTensor
@@ -68,6 +71,7 @@ def with_data(run: Run, index: int, states: dict[str, Tensor], calls: Calls) -> 
     floats = list(states["floats"].split(size)) if "floats" in states else None
     if run.turn is not None:
         rotate_block(block, go, turned(batches[0][:1], run.turn.T), run.turn)
+    replaced = turn_inputs(block, go, batches[0][:1]) if request.hadamard else {}
     schemes = run.inside(path)
     groups = groups_of(block, go, batches[0][:1], set(schemes))
     streams = Streams(go, batches, floats)
@@ -105,6 +109,8 @@ def with_data(run: Run, index: int, states: dict[str, Tensor], calls: Calls) -> 
     if not bool(torch.isfinite(states["hidden"]).all()):
         raise NonFinite("the block's output holds NaN or infinity", site=path)
     run.say("block", path, loss=lost, number=index + 1, count=len(run.skeleton.blocks))
+    for name, layer in replaced.items():
+        put_module(block, name, layer)
     run.skeleton.empty(path)
     return _part(path, outcome, {n: changed[n] for n in sorted({*changed} | biases)})
 
@@ -146,7 +152,8 @@ def _train(
     for name, q in found.items():
         layer = block.get_submodule(name)
         outcome.losses[name] = relative_loss(layer.get_parameter("weight").detach(), q, None)
-        outcome.layers[name] = Solved(schemes[name], q, input_params(of[name], schemes[name]))
+        params = input_params(of[name], schemes[name])
+        outcome.layers[name] = Solved(schemes[name], q, params, turned_by(layer))
         layer._parameters["weight"] = nn.Parameter(q.dequantize(), requires_grad=False)
         run.say("layer", f"{path}.{name}", loss=outcome.losses[name], scheme=str(schemes[name].weight))
 

@@ -5,7 +5,8 @@
     <layer>.weight.zero    float32, where the spec has zero points
     <layer>.input          float32 [2], scale and zero point of calibrated activations
 
-The metadata key `schemes` maps each layer to the text of its scheme and its shape.
+The metadata key `schemes` maps each layer to the text of its scheme, its shape, and where its inputs are turned the
+size of the Hadamard matrices, see `online`.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ class Solved:
         scheme: of the layer.
         weight: its codes.
         input: scale and zero point of calibrated activations, float32 [2].
+        hadamard: size of the blocks by which its inputs are turned, 0 if they are not; see `online`.
     """
 
     scheme: Scheme
     weight: QTensor
     input: Tensor | None = None
+    hadamard: int = 0
 
 
 def least(spec: QuantSpec) -> int:
@@ -113,6 +116,7 @@ def pack(layers: dict[str, Solved]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if layer.input is not None:
             tensors[f"{name}.input"] = layer.input
         schemes[name] = [str(layer.scheme), list(layer.weight.codes.shape)]
+        schemes[name] += [layer.hadamard] if layer.hadamard else []
     return tensors, schemes
 
 
@@ -125,10 +129,13 @@ def unpack(tensors: dict[str, Tensor], schemes: dict[str, Any]) -> dict[str, Sol
     """
     found = {}
     for name, entry in schemes.items():
-        if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
-            raise FormatError("a scheme is no [text, shape]", site=name)
+        if not (isinstance(entry, list) and len(entry) in (2, 3) and isinstance(entry[0], str)):
+            raise FormatError("a scheme is no [text, shape] or [text, shape, size]", site=name)
         scheme = Scheme.parse(entry[0])
         shape = tuple(int(n) for n in entry[1])
         q = from_tensors(f"{name}.weight", scheme.weight, shape, tensors)
-        found[name] = Solved(scheme, q, _get(tensors, f"{name}.input") if scheme.static else None)
+        size = entry[2] if len(entry) == 3 else 0
+        if type(size) is not int or size < 0 or size & (size - 1) or (size and shape[1] % size):
+            raise FormatError(f"inputs cannot be turned in blocks of {size}", site=name, shapes=str(shape))
+        found[name] = Solved(scheme, q, _get(tensors, f"{name}.input") if scheme.static else None, size)
     return found

@@ -79,9 +79,11 @@ class Target(Protocol):
 
     Attributes:
         turned: whether it has a place for layers whose family keeps their weights as [in, out].
+        hadamard: whether it has one for layers whose inputs are turned, see `online`.
     """
 
     turned: bool
+    hadamard: bool
 
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what the format cannot hold, before any work is done.

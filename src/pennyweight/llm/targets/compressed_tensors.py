@@ -107,6 +107,7 @@ class CompressedTensors:
     """See the module."""
 
     turned = False
+    hadamard = False
 
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what the layout has no place for.

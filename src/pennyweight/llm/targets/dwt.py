@@ -17,6 +17,7 @@ class Dwt:
     """See the module."""
 
     turned = True
+    hadamard = True
 
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what has no kernels.

@@ -165,6 +165,7 @@ class Gguf:
     """See the module."""
 
     turned = False
+    hadamard = False
 
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what the file cannot hold.

@@ -48,6 +48,7 @@ class Gptq:
     """See the module."""
 
     turned = False
+    hadamard = False
 
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """Refuse what the layout has no place for.

@@ -71,6 +71,7 @@ class Pennyweight:
     """See the module."""
 
     turned = True
+    hadamard = True
 
     def check(self, directory: Directory, schemes: dict[str, Scheme]) -> None:
         """It holds everything."""
