@@ -13,7 +13,7 @@ usage: python benchmarks/llm.py make --out FOLDER [--steps 2400]
               training text
     stories   writes FOLDER/stories, the shared stories260K as a Hugging Face directory, with its text as token ids
     outliers  three channels of every norm made 50 times as large and the weights behind them as much smaller; w8a8 with
-              calibrated activations: without outliers, plain, smoothed and rotated
+              calibrated activations: without outliers, plain, smoothed, rotated, and with turned inputs too
     mixed     2, 3, 4 or 8 bits a layer, so many on average, beside the same number for all; groups of 32, weights alone
     table     perplexities of FOLDER/bpe on test.txt, consecutive windows of 256 tokens
 """
@@ -215,6 +215,7 @@ def outliers(args: argparse.Namespace) -> None:
         ("plain", folder, {}),
         ("smooth 0.5", folder, {"smooth": 0.5}),
         ("rotate", folder, {"rotate": True}),
+        ("rotate, hadamard", folder, {"rotate": True, "hadamard": True}),
     ]
     for name, source, options in rows:
         request = Request("w8a8-static", method="searched", **options)
@@ -295,7 +296,7 @@ def main() -> None:
             sub.add_argument("--methods", default="rtn,searched,gptq")
             sub.add_argument("--steps", type=int, default=200, help="of methods that train")
             sub.add_argument(
-                "--options", default="{}", help="of the request, JSON: awq, smooth, rotate, retarget"
+                "--options", default="{}", help="of the request, JSON: awq, smooth, rotate, hadamard, retarget"
             )
             sub.add_argument("--asymmetric", action="store_true")
             sub.add_argument("--json", default="")
