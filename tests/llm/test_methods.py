@@ -1,5 +1,7 @@
 """Methods and what goes before them: each better than what it improves on, and function-preserving where it says so."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -175,6 +177,48 @@ def test_a_calibrated_range_is_that_of_least_squared_error():
     assert (
         input_params(group, scheme) is None
     )  # a histogram of all inputs together cannot follow: to be observed anew
+
+
+def test_observing_ends_at_the_last_layer_looked_at():
+    from pennyweight.llm.block import Group, Streams, observe
+    from pennyweight.llm.schemes import scheme_of
+
+    ran = []
+
+    class Tail(torch.nn.Module):
+        def forward(self, x):
+            ran.append(len(x))
+            return x
+
+    block = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16), Tail())
+    x = torch.randn(8, 4, 16, generator=torch.Generator().manual_seed(0))
+    schemes = dict.fromkeys("012", scheme_of("w8a8"))
+    batches = list(x.split(2))
+
+    def moments(streams, names, calls=None):
+        groups = [Group([n]) for n in names]
+        ran.clear()
+        observe(block, streams, groups, schemes, True)
+        assert ran == [2] * (calls or len(ran))
+        return [g.gram for g in groups]
+
+    def go(module, hidden):
+        return module(hidden)
+
+    apart = [moments(Streams(go, batches), [n])[0] for n in "01"]
+    assert ran == [2]
+    floats = Streams(go, batches, [2 * b for b in batches], copy.deepcopy(block))
+    both = moments(floats, ["0", "1"], 2)  # of each block one run to its end
+    assert all(torch.equal(a, b) for a, b in zip(apart, both, strict=True))
+
+    def twice(module, hidden):  # a layer that runs again is counted again: nothing is cut short
+        return module(module(hidden))
+
+    groups = [Group(["0"])]
+    ran.clear()
+    observe(block, Streams(twice, batches), groups, schemes, False)
+    assert ran == [2] * 8
+    assert groups[0].tokens == 64
 
 
 @pytest.mark.parametrize("tied", [False, True])

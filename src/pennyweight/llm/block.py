@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -180,6 +180,10 @@ class Streams:
         return base if base is not None and len(base) == count else torch.cat(self.batches)
 
 
+class _AllSeen(Exception):
+    """Every group of layers has been reached."""
+
+
 def observe(
     block: nn.Module, streams: Streams, groups: list[Group], schemes: dict[str, Scheme], gram: bool
 ) -> None:
@@ -187,16 +191,20 @@ def observe(
 
     Of inputs whose range is calibrated, a histogram too.
 
-    With a float stream also the moments between its inputs and those of the quantized one.
+    With a float stream also the moments between its inputs and those of the quantized one. Where the first batch
+    reached every group once, the later ones run no further than to the last of them.
     """
     for group in groups:
         group.forget()
+    counts, stops = [0] * len(groups), False
     paired = gram and streams.floats is not None and streams.float_block is not None
     beside: dict[int, Tensor] = {}
 
     def keep(index: int) -> Callable[..., None]:
         def look(module: nn.Module, args: tuple[Tensor]) -> None:
             beside[index] = args[0].reshape(-1, args[0].shape[-1])
+            if stops and len(beside) == len(groups):
+                raise _AllSeen
 
         return look
 
@@ -218,6 +226,9 @@ def observe(
             if paired:
                 y = beside.pop(index)
                 group.cross = y.T @ x if group.cross is None else group.cross.addmm_(y.T, x)
+            counts[index] += 1
+            if stops and all(counts):
+                raise _AllSeen
 
         return look
 
@@ -235,9 +246,13 @@ def observe(
     try:
         with torch.no_grad():
             for i, hidden in enumerate(streams.batches):
+                counts[:] = [0] * len(groups)
                 if paired:
-                    streams.run(streams.float_block, streams.floats[i])  # type: ignore[arg-type, index]
-                streams.run(block, hidden)
+                    with suppress(_AllSeen):
+                        streams.run(streams.float_block, streams.floats[i])  # type: ignore[arg-type, index]
+                with suppress(_AllSeen):
+                    streams.run(block, hidden)
+                stops = stops or (i == 0 and counts == [1] * len(groups))
     finally:
         for handle in handles:
             handle.remove()
