@@ -41,8 +41,9 @@ class Integer:
         q = torch.round(x)
         if zero is not None:
             q = q + zero
-        low, high = q.new_tensor(float(self.qmin)), q.new_tensor(float(self.qmax))
-        return torch.fmin(torch.fmax(q, low), high).to(self.dtype)  # fmax drops NaN
+        low, high = float(self.qmin), float(self.qmax)
+        # fmin(fmax(q, low), high), at several times its speed
+        return q.clamp(low, high).nan_to_num(nan=low).to(self.dtype)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Levels of codes."""

@@ -15,17 +15,30 @@ from pennyweight.ranges.signed import Signed
 from pennyweight.spec import QuantSpec
 from pennyweight.stats import Distribution, Statistic
 
+AT_ONCE = 1 << 16  # values of a trial: what is made of them stays in the cache
+
 
 def range_error(values: Tensor, weights: Tensor, params: QParams, spec: QuantSpec, power: float) -> Tensor:
     """`sum_i w_i |Q(v_i) - v_i|^power` per block. Shapes: values, weights [*blocks, n]; result [*blocks]."""
+    rows = max(1, AT_ONCE * len(values) // max(values.numel(), 1)) if values.ndim > 1 else 0
+    if rows >= len(values) or not rows:
+        return _error(values, weights, params, spec, power)
+    parts = [values.split(rows), weights.expand_as(values).split(rows), params.scale.split(rows)]
+    zeros = [None] * len(parts[0]) if params.zero is None else params.zero.split(rows)
+    return torch.cat(
+        [_error(v, w, QParams(s, z), spec, power) for v, w, s, z in zip(*parts, zeros, strict=True)]
+    )
+
+
+def _error(values: Tensor, weights: Tensor, params: QParams, spec: QuantSpec, power: float) -> Tensor:
     scale = params.scale.unsqueeze(-1)
     zero = None if params.zero is None else params.zero.unsqueeze(-1)
     grid = grids[spec.grid]
     decoded = grid.decode(encode(values * (1.0 / scale), zero, spec))
     if zero is not None:
         decoded = decoded - zero
-    error = (decoded * scale - values).abs()
-    error = error * error if power == 2 else error**power
+    error = decoded * scale - values
+    error = error * error if power == 2 else error.abs() ** power
     return (error * weights).sum(-1)
 
 
