@@ -81,6 +81,19 @@ model.save_pretrained(out)
 )
 
 
+def padded(source: Path, out: Path) -> Path:
+    """A copy of the model whose tokenizer names a token to pad with, the first of its vocabulary: GPTQModel refuses one
+    without, and never pads windows of one length.
+    """
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(source, out)
+    vocabulary = json.loads((out / "tokenizer.json").read_text("utf8"))["model"]["vocab"]
+    config = json.loads((out / "tokenizer_config.json").read_text("utf8"))
+    config["pad_token"] = min(vocabulary, key=vocabulary.get)
+    (out / "tokenizer_config.json").write_text(json.dumps(config), "utf8")
+    return out
+
+
 def theirs(
     python: str, code: str, source: Path, calib: Path, bits: int, group: int, args: argparse.Namespace
 ) -> Path:
@@ -154,6 +167,7 @@ def main() -> None:
     source, ids, test = given(args)
     calib = Path(args.out) / f"calib-{os.getpid()}.npy"
     np.save(calib, ids.numpy())
+    copied = padded(source, Path(args.out) / f"padded-{os.getpid()}") if args.gptqmodel else source
     base = perplexity(load(source), test, WINDOW, limit=args.limit)
     print(f"float {base.value:.4f}, {base.tokens} tokens, {base.windows} windows of {WINDOW}", flush=True)
     peers = [
@@ -174,12 +188,14 @@ def main() -> None:
                 source, Path(args.out) / f"ours-{os.getpid()}", request, ids, test, args.limit
             )
             start = time.perf_counter()
-            made = theirs(python, code, source, calib, bits, group, args)
+            made = theirs(python, code, copied if method == "gptq" else source, calib, bits, group, args)
             peer_took = time.perf_counter() - start
             check(made, source, bits, group)
             peer = perplexity(load(made), test, WINDOW, limit=args.limit)
             print(f"{beside(f'{method} {scheme}', ours, peer)}  {peer_took:.0f} s, {took:.0f} s", flush=True)
     calib.unlink()
+    if copied != source:
+        shutil.rmtree(copied)
 
 
 if __name__ == "__main__":
