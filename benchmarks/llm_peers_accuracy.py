@@ -102,9 +102,10 @@ def theirs(
     Raises:
         RuntimeError: if it failed, with the end of what it said.
     """
-    out = Path(args.out) / f"peer-{os.getpid()}"
+    out = Path(args.out).resolve() / f"peer-{os.getpid()}"
     shutil.rmtree(out, ignore_errors=True)
-    options = [str(v) for v in (source, calib, out, bits, group, args.steps, args.threads)]
+    paths = [str(p.resolve()) for p in (source, calib, out)]
+    options = [*paths, *(str(v) for v in (bits, group, args.steps, args.threads))]
     env = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -112,8 +113,8 @@ def theirs(
         "GPTQMODEL_CPU_WORKERS": "2",
     }  # with one, its default of two cores, it stops
     done = subprocess.run(
-        [python, "-c", code, *options], env=env, capture_output=True, text=True, check=False
-    )
+        [python, "-c", code, *options], env=env, capture_output=True, text=True, check=False, cwd=args.out
+    )  # where one of them leaves its logs
     if done.returncode:
         raise RuntimeError(f"{python} failed:\n{done.stderr[-3000:]}")
     return next((p.parent for p in out.rglob("config.json")), out)

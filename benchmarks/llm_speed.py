@@ -1,11 +1,12 @@
 """A Llama of 16 layers, 2048 wide, 16 heads of queries and 4 of keys, 5632 in its MLP, 32,000 tokens; random weights.
 
 usage: python benchmarks/llm_speed.py shape --out FOLDER [--layers 16]
-       python benchmarks/llm_speed.py memory --out FOLDER [--layers 2] [--kills 3]
+       python benchmarks/llm_speed.py memory --out FOLDER [--layers 2] [--kills 3] [--source DIRECTORY]
 
     shape     writes FOLDER/shape-LAYERS as a Hugging Face directory of bf16 weights
     memory    GPTQ to w4a8 on 32 windows of 512 tokens: peak above the packages, against one block and the tables as
-              float32; then again, killed at random points and gone on with, bytes compared
+              float32; then again, killed at random points and gone on with, bytes compared. With a directory: of its
+              model in the place of this one, for the kills
 
 Speed: llm_peers.py.
 """
@@ -75,7 +76,7 @@ import pennyweight.llm.load
 from transformers.models.llama import modeling_llama
 torch.set_num_threads(int(sys.argv[3]))
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-ids = torch.randint(0, 32000, (32, 512), generator=torch.Generator().manual_seed(0))
+ids = torch.randint(0, int(sys.argv[4]), (32, 512), generator=torch.Generator().manual_seed(0))
 def say(e):
     print(json.dumps(e), flush=True)
 quantize(sys.argv[1], sys.argv[2], Request("w4a8", method="gptq"), ids, say)
@@ -87,33 +88,41 @@ def memory(args: argparse.Namespace) -> None:
     """Peak, and bytes after kills."""
     import shutil
 
-    folder = shape(args)
+    folder = Path(args.source) if args.source else shape(args)
+    config = json.loads((folder / "config.json").read_text())
     whole, killed = (Path(args.out) / n for n in ("whole", "killed"))
     for path in (whole, killed):
         shutil.rmtree(path, ignore_errors=True)
         shutil.rmtree(path.parent / f".{path.name}.partial", ignore_errors=True)
-    command = [sys.executable, "-c", RUN, str(folder)]
+
+    def command(out: Path) -> list[str]:
+        words = [str(v) for v in (folder, out, args.threads, config["vocab_size"])]
+        return [sys.executable, "-c", RUN, *words]
+
     begin = time.perf_counter()
-    lines = subprocess.run(
-        [*command, str(whole), str(args.threads)], capture_output=True, text=True, check=True
-    )
+    lines = subprocess.run(command(whole), capture_output=True, text=True, check=True)
     took = time.perf_counter() - begin
     events = [json.loads(line) for line in lines.stdout.splitlines()]
-    block = 4 * (2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 5632)
-    table = 4 * 32000 * 2048
+    wide, inner, heads = (config[n] for n in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    keys = wide * config["num_key_value_heads"] // heads
+    block = 4 * (2 * wide * wide + 2 * wide * keys + 3 * wide * inner)
+    table = 4 * config["vocab_size"] * wide
     peak = events[-1]["bytes"]
     share = peak / (block + table)
-    print(f"{args.layers} layers, {took:.0f} s, peak {peak / 1e6:.0f} MB above the packages", flush=True)
+    layers = config["num_hidden_layers"]
+    print(f"{layers} layers, {took:.0f} s, peak {peak / 1e6:.0f} MB above the packages", flush=True)
     print(f"{share:.2f} times one block and the tables ({(block + table) / 1e6:.0f} MB)", flush=True)
     draw = random.Random(args.seed)
     for _ in range(args.kills):
-        run = subprocess.Popen([*command, str(killed), str(args.threads)])
+        run = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL)
         wait = draw.uniform(8.0, max(9.0, 0.6 * took))
         time.sleep(wait)
         run.send_signal(signal.SIGKILL)
-        run.wait()
-        print(f"killed after {wait:.0f} s", flush=True)
-    subprocess.run([*command, str(killed), str(args.threads)], check=True, stdout=subprocess.DEVNULL)
+        partial = killed.parent / f".{killed.name}.partial"
+        done = len(list(partial.glob("block-*"))) if run.wait() < 0 else "all"
+        print(f"killed after {wait:.0f} s, {done} blocks done", flush=True)
+    if not killed.exists():
+        subprocess.run(command(killed), check=True, stdout=subprocess.DEVNULL)
     same = {p.name: p.read_bytes() for p in whole.iterdir()} == {
         p.name: p.read_bytes() for p in killed.iterdir()
     }
@@ -158,6 +167,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--source", default="", metavar="DIRECTORY")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     {"shape": shape, "memory": memory}[args.verb](args)
