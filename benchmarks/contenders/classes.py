@@ -1,0 +1,167 @@
+"""A peer's quantized network and the classes that it gives the images.
+
+usage: classes.py METHOD NETWORK LIMIT FILE
+
+Run by `peers_accuracy.py` with the Python of the peers' environment. METHOD is a key of METHODS: a function that takes
+a network of `pictures.py` and gives the quantized network as a function from one float batch to logits, as arrays or
+tensors. Every peer calibrates on the batches that ours calibrates on, in its own recommended way. The classes of the
+test images are written to FILE as an array.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here.parent))
+
+import torch  # noqa: E402
+from pictures import NETWORKS, Network, data_folder  # noqa: E402
+
+Run = Callable[[torch.Tensor], Any]
+LAST = 1000  # brevitas knows a classifier by so many results
+
+
+def nncf(network: Network, preset: str) -> Run:
+    """`nncf.quantize` on OpenVINO's form of the network, as OpenVINO runs it."""
+    import nncf as tool
+    import openvino
+
+    batches = [x.numpy() for x in network.calibration_batches()]
+    model = openvino.convert_model(network.model, example_input=torch.from_numpy(batches[0]))
+    data = tool.Dataset(batches, lambda x: x)
+    model = tool.quantize(
+        model, data, subset_size=len(batches), preset=getattr(tool.QuantizationPreset, preset)
+    )
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda x: next(iter(compiled(x.numpy()).values()))
+
+
+def onnxruntime(network: Network, activations: str) -> Run:
+    """`quantize_static`: QDQ, activations at their extremes, int8 weights per channel."""
+    import onnxruntime as tool
+    from onnxruntime import quantization as q
+
+    class Reader(q.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rest = iter([{"x": x.numpy()} for x in network.calibration_batches()])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rest, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        raw, ready, done = (str(Path(folder) / f"{n}.onnx") for n in ("raw", "ready", "done"))
+        example = next(network.calibration_batches())
+        torch.onnx.export(
+            network.model, (example,), raw, input_names=["x"], dynamic_axes={"x": {0: "n"}}, dynamo=False,
+            opset_version=17,
+        )  # fmt: skip
+        q.quant_pre_process(raw, ready, skip_symbolic_shape=True)
+        q.quantize_static(
+            ready, done, Reader(), per_channel=True, activation_type=getattr(q.QuantType, activations),
+            weight_type=q.QuantType.QInt8,
+        )  # fmt: skip
+        session = tool.InferenceSession(done, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"x": x.numpy()})[0]
+
+
+def inc(network: Network) -> Run:
+    """Neural Compressor's static PT2E workflow, as its own reference network runs."""
+    from neural_compressor.torch import export, quantization
+
+    batches = list(network.calibration_batches())
+    sizes = ({0: torch.export.Dim("n", min=2)},)
+    exported = export.export(network.model, (batches[0],), dynamic_shapes=sizes)
+    prepared = quantization.prepare(exported, quant_config=quantization.get_default_static_config())
+    for x in batches:
+        prepared(x)
+    return quantization.convert(prepared)
+
+
+def padded(model: torch.nn.Module) -> int:
+    """Give the classifier LAST results, by which brevitas knows it; returns how many were cut in front.
+
+    Further ones repeat the first; of MobileNetV2 the background is cut.
+    """
+    name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear))
+    cut, new = max(old.out_features - LAST, 0), torch.nn.Linear(old.in_features, LAST)
+    rows = torch.arange(cut, cut + LAST)
+    rows = torch.where(rows < old.out_features, rows, 0)
+    new.load_state_dict({"weight": old.weight[rows], "bias": old.bias[rows]})
+    setattr(model, name, new)
+    return cut
+
+
+def brevitas(
+    network: Network, weight: int, activation: int, *, relu: bool = False, gptq: bool = False
+) -> Run:
+    """Layer by layer: graph equalization, searched scales per channel, the 99.999th percentile, biases corrected.
+
+    First convolution and classifier at 8 bits; sums stay unquantized, as its layerwise backend leaves them.
+    relu: put ReLU for ReLU6, so that equalization passes it.
+    """
+    from brevitas.graph.quantize import preprocess_for_quantize
+    from brevitas_examples.imagenet_classification.ptq import ptq_common as ptq
+
+    batches = [(x, torch.zeros(len(x))) for x in network.calibration_batches()]
+    with torch.no_grad():
+        count = network.model(batches[0][0][:1]).shape[1]
+    cut = padded(network.model)
+    traced = torch.fx.symbolic_trace(network.model)
+    for node in traced.graph.nodes:
+        if node.op == "call_method" and node.target == "mean":  # it would put a pool that keeps both axes
+            node.op, node.target = "call_function", torch.mean
+    traced.recompile()
+    model = preprocess_for_quantize(
+        traced, trace_model=False, relu6_to_relu=relu, equalize_iters=20, equalize_merge_bias=True
+    )
+    model = ptq.quantize_model(
+        model, backend="layerwise", weight_bit_width=weight, act_bit_width=activation, bias_bit_width=32,
+        weight_quant_granularity="per_channel", act_quant_percentile=99.999, act_quant_type="asym",
+        scale_factor_type="float_scale", quant_format="int", weight_param_method="mse",
+    )  # fmt: skip
+    with torch.no_grad():
+        model.eval()(batches[0][0])
+    ptq.calibrate(batches, model)
+    if gptq:
+        ptq.apply_gptq(batches, model, act_order=True, use_quant_activations=True, create_weight_orig=True)
+    ptq.apply_bias_correction(batches, model)
+    return lambda x: torch.nn.functional.pad(model(x)[:, : count - cut], (cut, 0), value=-torch.inf)
+
+
+METHODS: dict[str, Callable[[Network], Run]] = {
+    "nncf": partial(nncf, preset="PERFORMANCE"),
+    "nncf mixed": partial(nncf, preset="MIXED"),
+    "onnxruntime": partial(onnxruntime, activations="QUInt8"),
+    "onnxruntime s8": partial(onnxruntime, activations="QInt8"),
+    "inc": inc,
+    "brevitas W8A8": partial(brevitas, weight=8, activation=8),
+    "brevitas W8A8 relu": partial(brevitas, weight=8, activation=8, relu=True),
+    "brevitas W4A8": partial(brevitas, weight=4, activation=8, gptq=True),
+    "brevitas W4A8 relu": partial(brevitas, weight=4, activation=8, relu=True, gptq=True),
+    "brevitas W4A4": partial(brevitas, weight=4, activation=4, gptq=True),
+}
+
+
+def main() -> None:
+    """Quantize, run, write."""
+    method, name, limit, file = sys.argv[1:5]
+    network = NETWORKS[name](data_folder(), **({"limit": int(limit)} if int(limit) else {}))
+    run = METHODS[method](network)
+    found = []
+    with torch.no_grad():
+        for i in range(0, len(network.images), network.batch):
+            x = network.prepare(network.images[i : i + network.batch])
+            found.append(np.asarray(run(x)).argmax(1))
+    np.save(file, np.concatenate(found))
+
+
+if __name__ == "__main__":
+    main()
