@@ -2,6 +2,7 @@
 
 usage: python benchmarks/methods.py TABLE ... [--only NETWORK ...] [--methods NAME ...] [--bits W4A8 ...]
                                     [--iterations 500] [--batch 32] [--views 0] [--seed 0] [--limit N] [--json FILE]
+                                    [--checkpoint FOLDER]
 
 Tables:
     free    without data, one scale for each weight tensor and one for each row: networks with batch norm from an
@@ -13,7 +14,8 @@ Tables:
 
 Networks and data are those of accuracy.py: CIFAR networks calibrate on 512 training images, ImageNet networks on 100;
 all test images (10,000, or 500) count. With `--views N` MCUNet also calibrates on N random crops of each of its
-images. `sqnr` is that of the logits in dB. Seeds decide mini-batches and nothing else.
+images. With `--checkpoint` what was learned is kept block by block, for a run that was stopped, and for methods that
+begin alike. `sqnr` is that of the logits in dB. Seeds decide mini-batches and nothing else.
 One standard error of a drop is about 100 sqrt((1 - agree) / n) points.
 """
 
@@ -136,10 +138,11 @@ class Bench:
 
     Attributes:
         inputs: the test images as the network takes them.
+        checkpoint: folder for what is learned.
     """
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, checkpoint: Path | None = None) -> None:
+        self.network, self.checkpoint = network, checkpoint
         images, size = network.images, network.batch
         self.inputs = torch.cat([network.prepare(images[i : i + size]) for i in range(0, len(images), size)])
         self.labels = torch.from_numpy(network.labels)
@@ -162,6 +165,7 @@ class Bench:
         result = pw.quantize(
             net.model if model is None else model, self.batches if data else None, Recipe.parse(recipe),
             example=self.batches[0][:32], seed=seed, progress=False,
+            checkpoint=self.checkpoint,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         compiled = pw.compile(result, self.inputs[: net.batch])
@@ -275,6 +279,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="first images only")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--checkpoint", type=Path, help="folder to keep what is learned in")
     args = parser.parse_args()
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, seed {args.seed}, {args.iterations} iterations")
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
@@ -283,7 +288,7 @@ def main() -> None:
         network = NETWORKS[name](data_folder(), **({"limit": args.limit} if args.limit else {}))
         if args.views and name == "mcunet":
             network.views = mcunet_views(network.calibration, args.views, args.seed + 1)
-        bench = Bench(network)
+        bench = Bench(network, args.checkpoint)
         for table in args.tables:
             for row in TABLES[table](bench, args):
                 rows.append(row)
