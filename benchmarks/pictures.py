@@ -125,6 +125,16 @@ def crop(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images[:, 16:240, 16:240])).permute(0, 3, 1, 2).float()
 
 
+def ten_crops(images: np.ndarray) -> np.ndarray:
+    """Middle and corners of each image, mirrored too, where `crop` cuts: [n, 256, 256, 3] to [10 * n, 256, 256, 3]."""
+    found = []
+    for y, x in ((16, 16), (0, 0), (0, 32), (32, 0), (32, 32)):
+        moved = np.zeros_like(images)
+        moved[:, 16:240, 16:240] = images[:, y : y + 224, x : x + 224]
+        found += [moved, moved[:, :, ::-1]]
+    return np.concatenate(found)
+
+
 def imagenet(
     folder: Path, limit: int, name: str, make: Callable[[ModuleType], nn.Module], file: str,
     inputs: Callable[[np.ndarray], Tensor], offset: int = 0,
