@@ -6,6 +6,9 @@ Run by `peers_accuracy.py` with the Python of the peers' environment. METHOD is 
 a network of `pictures.py` and gives the quantized network as a function from one float batch to logits, as arrays or
 tensors. Every peer calibrates on the batches that ours calibrates on, in its own recommended way. The classes of the
 test images are written to FILE as an array.
+
+Environments: requirements.txt beside this file for NNCF and ONNX Runtime; brevitas 0.13.4 with dependencies 2.0.1 (it
+cannot be imported with later ones); neural-compressor-pt 3.10. Each with torch 2.13.0, NumPy and Pillow.
 """
 
 from __future__ import annotations
