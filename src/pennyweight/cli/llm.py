@@ -223,9 +223,12 @@ def train_command(
 ) -> None:
     """Train DIRECTORY with rounded weights and activations, distilled from its float self; write the codes.
 
+    Under `torchrun --nproc-per-node 2 --no-python pennyweight llm train ...` the model is cut between two processes.
+
     Example: pennyweight llm train llama/ -o llama-w4/ --scheme w4a8 --text train.txt --steps 500 --lora 16
     """
     from pennyweight.llm import directory as directories
+    from pennyweight.llm import shards
     from pennyweight.llm.text import read_tokens
     from pennyweight.llm.train import Training, train
 
@@ -236,7 +239,11 @@ def train_command(
         events.append(event)
         note(progress_line(event))
 
-    train(directory, out, request, read_tokens(text, directories.Directory(directory)), report)
+    with shards.launched():
+        train(directory, out, request, read_tokens(text, directories.Directory(directory)), report)
+        first = shards.rank() == 0
+    if not first:  # reading back and printing is for one
+        return
     result: dict[str, Any] = {"out": str(out)}
     if verify is not None:
         result |= _verified(directory, out, verify, window)

@@ -6,6 +6,8 @@ narrow matrices is learned beside each, together with the scales:
 
     w' = Q(W + B A),   B [out, r] from zero, A [r, in],   merged before codes are made
 
+In a process group of `torch.distributed` parameters, gradients and moments are cut among the processes: see `shards`.
+
 Source: Hu et al. 2021, LoRA (arXiv:2106.09685), equation 3; Esser et al. 2020 (arXiv:1902.08153) for the scales.
 """
 
@@ -15,6 +17,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +27,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pennyweight import pipeline
-from pennyweight.errors import InputError
+from pennyweight.errors import InputError, NonFinite
+from pennyweight.llm import shards
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.job import Part
 from pennyweight.llm.load import load
@@ -36,6 +40,7 @@ from pennyweight.llm.skeleton import Skeleton
 from pennyweight.llm.store import Solved
 from pennyweight.llm.targets import Quantized, targets
 from pennyweight.nn.linear import LinearTwin
+from pennyweight.nn.ranks import agreed
 from pennyweight.nn.rounding import trained
 from pennyweight.passes.solve import Solve
 from pennyweight.plan import Rule
@@ -56,7 +61,7 @@ class Training:
         head: scheme of linear layers outside of the blocks; empty leaves them in float.
         steps: of AdamW, on a cosine to 0.
         lr: greatest learning rate.
-        batch: windows of a step.
+        batch: windows of a step, of all processes together.
         window: tokens of each.
         lora: rank of what is learned beside the weights; 0 learns the weights themselves.
         distill: factor of the divergence from the float model, beside the cross entropy of the text.
@@ -112,7 +117,8 @@ def train(
 ) -> nn.Module:
     """Train a directory's model with rounding, and write the quantized result.
 
-    The whole model is in memory, its float self beside it, and the optimizer's moments of what learns.
+    The whole model is in memory, its float self beside it, and the optimizer's moments of what learns. Where several
+    processes of a group call this, each keeps its share of all that, and process 0 reports and writes.
 
     Args:
         path: Hugging Face directory of a float decoder.
@@ -122,11 +128,14 @@ def train(
         report: called with one dict for every twentieth of the steps and per layer.
 
     Returns:
-        The trained model, whose quantizers still round floats; `out` holds its codes.
+        The trained model, whose quantizers still round floats; `out` holds its codes. It is cut among processes where
+        there are several: all of them must call it.
 
     Raises:
-        InputError: on options or a model that cannot be trained, a target that exists, too short a text.
+        InputError: on options or a model that cannot be trained, a target that exists, too short a text, and on
+            processes that were given different things or that cannot share a step's windows.
         NonFinite: if the loss is.
+        PennyweightError: in the other processes, of what went wrong in process 0.
         FormatError, GraphError, SpecError: see `Directory` and `Skeleton`.
         OSError: if writing fails.
     """
@@ -134,8 +143,10 @@ def train(
     if directory.scheme:
         raise InputError("the model is quantized already", site=directory.path.name,
                          hint="Start from the float model.")  # fmt: skip
-    if out.exists() or not out.parent.is_dir():
-        raise InputError("the target exists already, or its folder does not", site=out.name)
+    shards.check(request.batch, asdict(request), ids)
+    alone = shards.Alone()
+    alone(partial(_check_target, out))
+    alone.settle()
     plain = Request(request.scheme, request.group, head=request.head, to=request.to)
     scheme = scheme_of(request.scheme, request.group)
     skeleton = Skeleton(directory)
@@ -143,8 +154,13 @@ def train(
     _check(skeleton, request, schemes, ids)
     check_schemes(skeleton, schemes)
     target.check(directory, schemes)
-    run = Run(directory, skeleton, plain, scheme, methods["rtn"], report)
-    teacher: Any = load(path)
+    run = Run(
+        directory, skeleton, plain, scheme, methods["rtn"], report if shards.rank() == 0 else lambda _: None
+    )
+    cut = [f"model.{path}" for path in skeleton.blocks]
+    teacher = Logits(load(path)) if request.distill else None
+    if teacher is not None:
+        shards.shard(teacher, cut)
     student = Logits(load(path))
     for p in student.parameters():
         p.requires_grad_(request.lora == 0)
@@ -157,12 +173,18 @@ def train(
             parametrize.register_parametrization(
                 twin, "weight", narrow
             )  # the weight itself stays: it is frozen
-    _learn(run, model, Logits(teacher), request, ids)
-    if request.lora:
+    shards.shard(model, cut)
+    _learn(run, model, teacher, request, ids)
+    _write(run, model, doubles, schemes, out, request)
+    if request.lora and shards.count() == 1:
         for twin in doubles.values():
             parametrize.remove_parametrizations(twin, "weight", leave_parametrized=True)
-    _write(run, model, doubles, schemes, out, request)
     return model
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() or not out.parent.is_dir():
+        raise InputError("the target exists already, or its folder does not", site=out.name)
 
 
 def _check(skeleton: Skeleton, request: Training, schemes: dict[str, Scheme], ids: Tensor) -> None:
@@ -196,25 +218,29 @@ def _recipe(schemes: dict[str, Scheme]) -> Recipe:
 
 
 def _batches(ids: Tensor, request: Training) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
-    """Random windows of the text and the tokens that follow, [batch, window] each."""
+    """Random windows of the text and the tokens that follow, [batch, window] each; of these, this process's rows."""
 
     def made() -> Iterator[tuple[Tensor, Tensor]]:
-        draw = torch.Generator().manual_seed(request.seed)
+        draw, own = torch.Generator().manual_seed(request.seed), shards.rows(request.batch)
         for _ in range(request.steps):
             starts = torch.randint(len(ids) - request.window, (request.batch,), generator=draw).tolist()
-            rows = torch.stack([ids[s : s + request.window + 1] for s in starts])
+            rows = torch.stack([ids[s : s + request.window + 1] for s in starts[own]])
             yield rows[:, :-1], rows[:, 1:]
 
     return made
 
 
-def _learn(run: Run, model: nn.Module, teacher: nn.Module, request: Training, ids: Tensor) -> None:
+def _learn(run: Run, model: nn.Module, teacher: nn.Module | None, request: Training, ids: Tensor) -> None:
     seen: list[float] = []
     every = max(1, request.steps // 20)
 
     def next_token(y: Tensor, target: Tensor) -> Tensor:
         value = F.cross_entropy(y.flatten(0, 1), target.flatten())
-        seen.append(float(value.detach()))
+        seen.append(float(agreed(value.detach(), "mean")))
+        if not math.isfinite(seen[-1]):  # in all processes alike: none may wait for another
+            raise NonFinite(
+                f"the loss is {seen[-1]} at step {len(seen) - 1}", hint="Lower the learning rate."
+            )
         if len(seen) % every == 0:
             run.say("trained", "", loss=sum(seen[-every:]) / every, number=len(seen), count=request.steps)
         return value
@@ -224,7 +250,7 @@ def _learn(run: Run, model: nn.Module, teacher: nn.Module, request: Training, id
     with torch.enable_grad():
         fit(
             model, _batches(ids, request), steps_per_epoch=request.steps, lr=request.lr, loss=next_token,
-            teacher=teacher if request.distill else None, distill=request.distill, optimizer=optimizer,
+            teacher=teacher, distill=request.distill, optimizer=optimizer,
             schedule=Schedule(), amp=request.amp, reestimate=0, progress=False,
         )  # fmt: skip
 
@@ -234,41 +260,54 @@ def _write(
     request: Training,
 ) -> None:  # fmt: skip
     """Parts of the trained model, block by block, and the target made of them."""
+    folder = out.parent / f".{out.name}.partial"
+    files = []
+    alone = shards.Alone()
+    try:
+        alone(partial(_fresh, folder))
+        for i, lead in enumerate([*run.skeleton.blocks, ""]):
+            files.append(folder / f"part-{i:05}.safetensors")
+            with shards.whole(model.get_submodule(f"model.{lead}") if lead else model):
+                alone(partial(_save_part, run, model, doubles, schemes, lead, files[-1], not request.lora))
+        alone(partial(_finish, run, files, request, out))
+        alone.settle()
+    finally:
+        if shards.rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+    run.say("done", out.name)
+
+
+def _fresh(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def _save_part(
+    run: Run, model: nn.Module, doubles: dict[str, LinearTwin], schemes: dict[str, Scheme], lead: str, file: Path,
+    floats: bool,
+) -> None:  # fmt: skip
+    """Codes of the layers under a path, and the floats that were trained there."""
     skeleton = run.skeleton
     layers, losses = {}, {}
-    for name, twin in doubles.items():
+    for name, twin in _under(lead, skeleton, doubles).items():
         weight = twin.weight.detach()
         q = trained(twin)["weight"].codes(weight)
         layers[name], losses[name] = Solved(schemes[name], q), relative_loss(weight, q, None)
         run.say("layer", name, loss=losses[name], scheme=str(schemes[name].weight))
-    floats = {}
-    if not request.lora:
-        wanted = {n for n, _ in skeleton.model.named_parameters()}
+    kept = {}
+    if floats:
+        wanted = {n for n, _ in skeleton.model.named_parameters() if n.removesuffix(".weight") not in doubles}
         given = dict(model.named_parameters(remove_duplicate=False))
-        floats = {
-            n: given[f"model.{n}"].detach().float()
-            for n in sorted(wanted)
-            if n.removesuffix(".weight") not in layers and f"model.{n}" in given
-        }
-        turned = skeleton.turned & set(floats)
-        floats |= {n: floats[n].T.contiguous() for n in turned}
-    folder = out.parent / f".{out.name}.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    files = []
-    try:
-        for i, lead in enumerate([*skeleton.blocks, ""]):
-            files.append(folder / f"part-{i:05}.safetensors")
-            part = Part(
-                _under(lead, skeleton, layers), _under(lead, skeleton, floats), _under(lead, skeleton, losses)
-            )
-            part.save(files[-1])
-        made = folder / "result"
-        targets[request.to].write(Quantized(run.directory, skeleton, files, asdict(request)), made)
-        made.replace(out)
-    finally:
-        shutil.rmtree(folder)
-    run.say("done", out.name)
+        found = {n: given[f"model.{n}"] for n in sorted(wanted) if f"model.{n}" in given}
+        kept = {n: p.detach().float() for n, p in _under(lead, skeleton, found).items()}
+        kept |= {n: kept[n].T.contiguous() for n in skeleton.turned & set(kept)}
+    Part(layers, kept, losses).save(file)
+
+
+def _finish(run: Run, files: list[Path], request: Training, out: Path) -> None:
+    made = files[0].parent / "result"
+    targets[request.to].write(Quantized(run.directory, run.skeleton, files, asdict(request)), made)
+    made.replace(out)
 
 
 def _under(lead: str, skeleton: Skeleton, table: dict[str, T]) -> dict[str, T]:
