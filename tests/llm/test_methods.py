@@ -110,6 +110,17 @@ def test_methods_improve_on_rounding(llama, ids, want, tmp_path, method, options
     assert lost(load(tmp_path / "out"), ids, want) < factor * lost(load(tmp_path / "plain"), ids, want)
 
 
+@pytest.mark.parametrize(("group", "share"), [(0, 1.0), (32, 0.9)])
+def test_gptq_of_two_bits_takes_the_ranges_of_least_output_error(weight, gram, group, share):
+    from pennyweight.llm.methods import relative_loss, searched
+    from pennyweight.llm.schemes import scheme_of
+
+    spec = scheme_of("w2a16", group).weight
+    fixed = input_solvers["gptq"](weight, spec, searched(spec), gram)
+    found = methods["gptq"].solve(Problem(weight, spec, gram))
+    assert relative_loss(weight, found, gram) <= share * relative_loss(weight, fixed, gram)
+
+
 def test_autoround_rounds_activations_while_it_trains(llama, ids, want, tmp_path):
     quantize(llama, tmp_path / "plain", Request("w3a8"))
     quantize(llama, tmp_path / "out", Request("w3a8", method="autoround", steps=40), ids)

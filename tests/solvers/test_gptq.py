@@ -30,7 +30,7 @@ def test_it_is_registered():
 
 
 @pytest.mark.parametrize("text", ["int4[1,*]", "int4[*]", "int3n[1,*]", "int4[1,32]", "int4[1,16]+z", "nf4[1,32]", "int4[1,32]^fp16"])  # fmt: skip
-@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("act_order", [True, False, "groups"])
 def test_output_errors_fall(text, act_order):
     spec, (weight, x) = QuantSpec.parse(text), problem()
     q = gptq(weight, spec, MINMAX, x.T @ x / len(x), act_order=act_order, block=32)
@@ -60,6 +60,23 @@ def test_scales_of_groups_come_from_updated_weights():
     assert torch.equal(late[:, 0], given[:, 0])
     assert (late[:, 1:] - given[:, 1:]).abs().max() > 1e-3
     assert torch.equal(gptq(weight, spec, MINMAX, gram, act_order=True).scales(), given)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_groups_in_the_order_of_their_largest_input_keep_their_places(parts):
+    """Columns that come in that order already, turned about: the same codes and scales, turned about."""
+    spec, (weight, x) = QuantSpec.parse("int3[1,16]+z"), problem(columns=64)
+    gram = x.T @ x / len(x)
+    order = torch.argsort(gram.diagonal().view(4, 16).amax(1), descending=True)
+    order = torch.cat(
+        [16 * g + torch.argsort(gram.diagonal()[16 * g : 16 * g + 16], descending=True) for g in order]
+    )
+    sorted_gram = gram[order][:, order]
+    grams = [g if parts == 1 else g.expand(parts, -1, -1) for g in (gram, sorted_gram)]
+    found = gptq(weight, spec, MINMAX, grams[0], act_order="groups")
+    plain = gptq(weight[:, order], spec, MINMAX, grams[1], act_order=False)
+    assert torch.equal(found.codes[:, order], plain.codes)
+    assert torch.equal(found.dequantize()[:, order], plain.dequantize())
 
 
 @pytest.mark.parametrize("block", [16, 24, 64, 128])

@@ -16,6 +16,7 @@ from pennyweight.ranges.minmax import MinMax
 from pennyweight.ranges.mse import MSE
 from pennyweight.registry import Registry
 from pennyweight.solvers import input_solvers, solvers
+from pennyweight.solvers.gptq import gptq
 from pennyweight.solvers.retarget import retarget
 from pennyweight.spec import QuantSpec
 
@@ -101,6 +102,24 @@ def _by_inputs(solver: str, rule: Callable[[QuantSpec], RangeRule]) -> Callable[
     return solve
 
 
+def _gptq(problem: Problem) -> QTensor:
+    """GPTQ; of 2 bits that of least `tr(D H D^T)` under searched ranges, those of the extremes, and those of the
+    weights as they are when a group's turn comes.
+
+    Ranges that clip, as the best of 2 bits do, clip what compensation adds to the weights too.
+    """
+    spec, gram = problem.spec, problem.gram
+    if gram is None:  # a layer that no token reached
+        return _searched(problem)
+    weight = problem.weight if problem.cross is None else retarget(problem.weight, gram, problem.cross)
+    best = gptq(weight, spec, searched(spec), gram)
+    if grids[spec.grid].bits > 2 or is_superblock(spec):
+        return best
+    wide = gptq(weight, spec, extremes(spec), gram)
+    late = gptq(weight, spec, searched(spec), gram, act_order="groups")  # type: ignore[call-arg]
+    return min((best, wide, late), key=lambda q: relative_loss(weight, q, gram))
+
+
 methods.add("rtn", Method(_rtn, ruled=True, about="round to nearest, ranges of the extremes"))
 methods.add(
     "searched", Method(_searched, ruled=True, about="round to nearest, ranges of least squared error")
@@ -115,7 +134,7 @@ methods.add(
 methods.add(
     "gptq",
     Method(
-        _by_inputs("gptq", searched),
+        _gptq,
         gram=True,
         ruled=True,
         about="GPTQ: columns of much input first, groups fixed before",

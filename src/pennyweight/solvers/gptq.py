@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from pennyweight.solvers import input_solvers
 from pennyweight.spec import QuantSpec
 from pennyweight.stats.values import Values
 
+ActOrder = Literal[True, False, "groups"]
 DAMPINGS = 6  # how often the damping is raised tenfold before giving up
 WIDE = 4096  # inputs beyond which factors are float32: there they are what needs most memory
 
@@ -25,7 +28,7 @@ def gptq(
     gram: Tensor,
     *,
     damp: float = 0.01,
-    act_order: bool = True,
+    act_order: ActOrder = True,
     block: int = 128,
 ) -> QTensor:
     """Minimise `tr((W - W') H (W - W')^T)` greedily, with `H = gram + damp * mean(diag gram) * I`.
@@ -34,12 +37,14 @@ def gptq(
 
     With `act_order` columns of large `H_ii` come first, under scales that are fixed from the weights as given, so that
     groups stay where they are. Without it the scales of a group of columns are found when its turn comes, on the
-    weights as updated so far. Columns that never see an input (`gram_ii = 0`) become zero. Where the Cholesky
-    factor does not exist, damping is raised tenfold.
+    weights as updated so far. With "groups" both: the groups come in the order of their largest `H_ii`, the columns of
+    each in the order of theirs, and a group's scales are found when its turn comes. Columns that never see an input
+    (`gram_ii = 0`) become zero. Where the Cholesky factor does not exist, damping is raised tenfold.
 
     Shapes: weight [out, in]; gram [in, in], or [groups, in, in] for rows in that many parts.
     Cost: in^3 for the factor, out * in^2 for the updates.
-    Source: Frantar et al. 2022, "GPTQ" (arXiv:2210.17323), algorithm 1; order and fixed groups: IST-DASLab/gptq.
+    Source: Frantar et al. 2022, "GPTQ" (arXiv:2210.17323), algorithm 1; order and fixed groups: IST-DASLab/gptq;
+    order of groups: ModelCloud/GPTQModel.
 
     Args:
         weight: [out, in].
@@ -63,11 +68,15 @@ def gptq(
     h.diagonal(dim1=-2, dim2=-1).add_(dead.to(h.dtype))
     work.masked_fill_(dead.unsqueeze(1), 0.0)
     width = spec.block[-1] if spec.block and spec.block[-1] is not None else columns
-    late = not act_order and width < columns  # scales of groups from the updated weights
+    late = act_order is not True and width < columns  # scales of groups from the updated weights
+    lead = torch.arange(columns // width).expand(groups, -1)  # order of the groups
     order = torch.arange(columns).expand(groups, -1)
     params = None if late else rule(Values.of(weight.float(), spec), spec)
     if act_order:
-        order = torch.argsort(h.diagonal(dim1=-2, dim2=-1), dim=-1, descending=True, stable=True)
+        most = h.diagonal(dim1=-2, dim2=-1)
+        order = torch.argsort(most, dim=-1, descending=True, stable=True)
+        if late:
+            lead, order = _by_groups(most, width)
         work = _columns(work, order)
         h = _columns(_columns(h, order).mT, order).mT
     upper = _factor(h, damp, spec)
@@ -84,7 +93,7 @@ def gptq(
             if late and i % width == 0:
                 fresh = part[:, :, j : j + width].reshape(weight.shape[0], width)
                 found.append(rule(Values.of(fresh, spec), spec))
-                own = _spread(fresh, spec, found[-1], order[:, :width], groups)
+                own = _spread(fresh, spec, found[-1], torch.arange(width).expand(groups, -1), groups)
                 scale[:, :, i : i + width] = own[0]
                 zero[:, :, i : i + width] = own[1]
             column, s, z = part[:, :, j], scale[:, :, i], zero[:, :, i]
@@ -98,10 +107,8 @@ def gptq(
     if act_order:
         codes = _columns(codes, torch.argsort(order, dim=-1))
     if late:
-        params = QParams(
-            torch.cat([p.scale for p in found], -1),
-            None if found[0].zero is None else torch.cat([p.zero for p in found], -1),  # type: ignore[misc]
-        )
+        scales = _turned([p.scale for p in found], lead)
+        params = QParams(scales, None if found[0].zero is None else _turned([p.zero for p in found], lead))
     assert params is not None
     stored = quantize(weight, spec, params)
     return QTensor(codes.reshape(weight.shape).to(stored.codes.dtype), stored.scale, stored.zero, spec)
@@ -124,6 +131,22 @@ def checked_gram(weight: Tensor, spec: QuantSpec, gram: Tensor) -> Tensor:
         if not bool(torch.isfinite(x).all()):
             raise NonFinite(f"the {name} holds NaN or infinity", spec=str(spec), shapes=shapes)
     return h
+
+
+def _by_groups(most: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The order of groups of columns [groups, in / width], and that of all columns [groups, in]."""
+    apart = most.unflatten(-1, (-1, width))
+    lead = torch.argsort(apart.amax(-1), dim=-1, descending=True, stable=True)
+    inner = torch.argsort(apart, dim=-1, descending=True, stable=True)
+    inner = inner + width * torch.arange(inner.shape[1]).unsqueeze(-1)
+    return lead, inner.gather(1, lead.unsqueeze(-1).expand_as(inner)).flatten(1)
+
+
+def _turned(params: list[Tensor | None], lead: Tensor) -> Tensor:
+    """Numbers of groups of columns, [rows, 1] each, that came in the order `lead`, as [rows, in / width]."""
+    found = torch.cat([p for p in params if p is not None], -1)
+    apart = found.reshape(len(lead), -1, found.shape[-1])
+    return _columns(apart, torch.argsort(lead, dim=-1)).reshape(found.shape)
 
 
 def _columns(x: Tensor, order: Tensor) -> Tensor:
