@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -64,8 +65,6 @@ def gptq(
     groups, columns = h.shape[0], h.shape[-1]
     work = weight.detach().float().reshape(groups, -1, columns).clone()
     dead = h.diagonal(dim1=-2, dim2=-1) == 0  # [groups, in]
-    h = h.clone()
-    h.diagonal(dim1=-2, dim2=-1).add_(dead.to(h.dtype))
     work.masked_fill_(dead.unsqueeze(1), 0.0)
     width = spec.block[-1] if spec.block and spec.block[-1] is not None else columns
     late = act_order is not True and width < columns  # scales of groups from the updated weights
@@ -73,13 +72,20 @@ def gptq(
     order = torch.arange(columns).expand(groups, -1)
     params = None if late else rule(Values.of(weight.float(), spec), spec)
     if act_order:
-        most = h.diagonal(dim1=-2, dim2=-1)
+        most = h.diagonal(dim1=-2, dim2=-1) + dead.to(h.dtype)
         order = torch.argsort(most, dim=-1, descending=True, stable=True)
         if late:
             lead, order = _by_groups(most, width)
         work = _columns(work, order)
-        h = _columns(_columns(h, order).mT, order).mT
-    upper = _factor(h, damp, spec)
+
+    def ordered() -> (
+        Tensor
+    ):  # not kept beside its factors: where inputs are many these are what needs most memory
+        fresh = _columns(_columns(h, order).mT, order).mT if act_order else h.clone()
+        fresh.diagonal(dim1=-2, dim2=-1).add_(dead.gather(-1, order).to(h.dtype))
+        return fresh
+
+    upper = _factor(ordered, damp, spec)
     grid = grids[spec.grid]
     scale, zero = _spread(weight, spec, params, order, groups)
     codes = torch.empty_like(work)
@@ -154,27 +160,34 @@ def _columns(x: Tensor, order: Tensor) -> Tensor:
     return x.gather(-1, order.unsqueeze(1).expand_as(x))
 
 
-def _factor(h: Tensor, damp: float, spec: QuantSpec) -> Tensor:
-    """Upper Cholesky factor of the inverse, float32 [groups, in, in]; h is scaled and damped in place."""
-    h /= h.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]  # a factor changes nothing but what overflows
-    added = 0.0
+def _factor(make: Callable[[], Tensor], damp: float, spec: QuantSpec) -> Tensor:
+    """Upper Cholesky factor of the inverse, float32 [groups, in, in], of a matrix that is made anew for every try."""
+    tried: list[float] = []
     for _ in range(DAMPINGS):
-        h.diagonal(dim1=-2, dim2=-1).add_(damp - added)
-        added = damp
+        tried.append(damp)
+        h = make()
+        shape = tuple(h.shape)
+        h /= h.diagonal(dim1=-2, dim2=-1).mean(-1)[
+            :, None, None
+        ]  # a factor changes nothing but what overflows
+        for last, more in zip([0.0, *tried], tried, strict=False):
+            h.diagonal(dim1=-2, dim2=-1).add_(more - last)
         lower, failed = torch.linalg.cholesky_ex(h)
+        del h
         if not bool(failed.any()):
             inverse = torch.cholesky_inverse(lower)
             del lower
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             del inverse
-            if not bool(failed.any()) and bool(torch.isfinite(upper).all()):
+            if not bool(failed.any()) and bool(torch.isfinite(torch.stack(torch.aminmax(upper))).all()):
                 found: Tensor = upper.float()
                 return found
+            del upper
         damp = max(10 * damp, 1e-6)
     raise SolverError(
         f"the gram matrix is not positive definite, not even with {damp / 10:g} of its mean diagonal added",
         spec=str(spec),
-        shapes=str(tuple(h.shape)),
+        shapes=str(shape),
         hint="Calibrate with more inputs, or use the solver 'rtn'.",
     )
 
