@@ -1,21 +1,25 @@
 """Language models of a few bits: perplexities, outliers, memory, interrupted runs.
 
-usage: python benchmarks/llm.py make --out FOLDER [--steps 2400]
+usage: python benchmarks/llm.py make --out FOLDER [--steps 2400] [--model bpe256]
        python benchmarks/llm.py table --out FOLDER [--schemes w4a16:32,w3a16:64] [--methods rtn,gptq] [--windows 128]
        python benchmarks/llm.py stories --out FOLDER
        python benchmarks/llm.py outliers --out FOLDER [--model stories]
        python benchmarks/llm.py mixed --out FOLDER [--bits 3,3.5,4] [--method gptq]
+       python benchmarks/llm.py gguf --out FOLDER --llama PYTHON [--schemes q4_k,q5_k,q6_k] [--model bpe256]
 
     make      trains a Llama (384 wide, 4 layers, 6 heads, 3 of keys and values, 1024 in its MLP, 1024 tokens, tied) on
               WikiText-2's validation text, the first 85 % of its test text and the first 90 % of tinyshakespeare, seed
               0, float32, 2400 steps of 4 windows of 256, AdamW; writes FOLDER/bpe as a Hugging Face directory and
               test.txt, calib.txt beside it. Test text: the rest. Calibration text: the first 600,000 characters of the
-              training text
+              training text. bpe256: 256 wide, 4 heads, 2 of keys and values, 768 in its MLP, for types whose blocks are
+              256 inputs
     stories   writes FOLDER/stories, the shared stories260K as a Hugging Face directory, with its text as token ids
     outliers  three channels of every norm made 50 times as large and the weights behind them as much smaller; w8a8 with
               calibrated activations: without outliers, plain, smoothed, rotated, and with turned inputs too
     mixed     2, 3, 4 or 8 bits a layer, so many on average, beside the same number for all; groups of 32, weights alone
     table     perplexities of FOLDER/bpe on test.txt, consecutive windows of 256 tokens
+    gguf      perplexities of GGUF files in llama.cpp itself (PYTHON: an interpreter with llama-cpp-python), beside our
+              directory of the same scheme and the file as the package gguf decodes it, on the same windows
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +47,7 @@ from torch import Tensor
 
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.evaluate import Perplexity, perplexity
-from pennyweight.llm.load import load
+from pennyweight.llm.load import load, load_file
 from pennyweight.llm.mixed import damages
 from pennyweight.llm.quantize import quantize
 from pennyweight.llm.request import Request
@@ -53,6 +59,24 @@ SIZES = {
     "num_key_value_heads": 3, "vocab_size": VOCABULARY, "max_position_embeddings": 512, "tie_word_embeddings": True,
     "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
+NARROW = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 2}
+MADE = {"bpe": SIZES, "bpe256": SIZES | NARROW}
+LLAMA = """
+import json, sys
+import llama_cpp, numpy as np
+rows = np.load(sys.argv[2])
+model = llama_cpp.Llama(sys.argv[1], n_ctx=rows.shape[1], n_batch=rows.shape[1], n_threads=int(sys.argv[3]),
+                        n_threads_batch=int(sys.argv[3]), logits_all=True, verbose=False)
+losses = []
+for row in rows:
+    model.reset()
+    model.eval(row.tolist())
+    y = np.array(model.scores[: len(row) - 1], np.float64)
+    top = y.max(1)
+    total = top + np.log(np.exp(y - top[:, None]).sum(1))
+    losses.append(float((total - y[np.arange(len(y)), row[1:]]).mean()))
+print(json.dumps({"version": llama_cpp.__version__, "losses": losses}))
+"""
 
 
 def texts() -> tuple[str, str]:
@@ -84,12 +108,12 @@ def tokenizer(text: str) -> Any:
 def make(args: argparse.Namespace) -> None:
     """Train the model of byte pairs."""
     folder = Path(args.out)
-    (folder / "bpe").mkdir(parents=True, exist_ok=True)
+    (folder / args.model).mkdir(parents=True, exist_ok=True)
     train, test = texts()
     reader = tokenizer(train)
     ids = torch.tensor(reader(train, verbose=False)["input_ids"])
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**MADE[args.model]))
     decays = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim < 2]
     maker = torch.optim.AdamW([{"params": decays, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
@@ -111,12 +135,12 @@ def make(args: argparse.Namespace) -> None:
         maker.step()
         if step % 50 == 0 or step == args.steps - 1:
             print(f"{step} loss {value.item():.3f} {time.perf_counter() - start:.0f} s", flush=True)
-    model.eval().save_pretrained(folder / "bpe")
-    reader.save_pretrained(folder / "bpe")
+    model.eval().save_pretrained(folder / args.model)
+    reader.save_pretrained(folder / args.model)
     (folder / "test.txt").write_text(test, "utf8")
     (folder / "calib.txt").write_text(train[:600_000], "utf8")
-    tokens = read_tokens(folder / "test.txt", Directory(folder / "bpe"))
-    found = perplexity(load(folder / "bpe"), tokens, WINDOW)
+    tokens = read_tokens(folder / "test.txt", Directory(folder / args.model))
+    found = perplexity(load(folder / args.model), tokens, WINDOW)
     count = sum(p.numel() for p in model.parameters())
     print(f"{count / 1e6:.1f} M parameters, {len(ids)} training tokens, {args.steps * BATCH * WINDOW} seen; perplexity "
           f"{found.value:.3f} on {found.tokens} tokens")  # fmt: skip
@@ -268,13 +292,46 @@ def table(args: argparse.Namespace) -> None:
         Path(args.json).write_text(json.dumps({"float": base.value, "rows": rows}, indent=1), "utf8")
 
 
+def in_llama(args: argparse.Namespace, file: Path, rows: Path) -> dict[str, Any]:
+    """Mean cross entropy of every window, as llama.cpp computes a file."""
+    command = [args.llama, "-c", LLAMA, str(file), str(rows), str(args.threads)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def gguf(args: argparse.Namespace) -> None:
+    """Files in llama.cpp beside our own result of the same scheme."""
+    model, calib, test = given(args)
+    folder = Path(args.out) / f"gguf-{os.getpid()}"
+    folder.mkdir()
+    count = min(len(test) // WINDOW, args.limit or len(test))
+    np.save(folder / "rows.npy", test[: count * WINDOW].view(count, WINDOW).numpy())
+    base = perplexity(load(model), test, WINDOW, limit=count)
+    print(f"float {base.value:.4f}, {base.tokens} tokens, {base.windows} windows of {WINDOW}", flush=True)
+    for text in args.schemes.split(","):
+        name, _, group = text.partition(":")
+        request = Request(name, int(group) if group else None, method=args.method, head=args.head)
+        quantize(model, folder / text, request, calib)
+        quantize(model, folder / f"{text}.gguf", replace(request, to="gguf"), calib)
+        ours = perplexity(load(folder / text), test, WINDOW, limit=count)
+        decoded = perplexity(load_file(folder / f"{text}.gguf", model), test, WINDOW, limit=count)
+        found = in_llama(args, folder / f"{text}.gguf", folder / "rows.npy")
+        theirs = torch.tensor(found["losses"], dtype=torch.float64)
+        value, apart = math.exp(float(theirs.mean())), (theirs - ours.losses).abs().max()
+        print(f"{text:8} ours {ours.value:.4f}, file decoded {decoded.value:.4f}, llama.cpp ({found['version']}) "
+              f"{value:.4f}: {100 * (value / ours.value - 1):+.3f} %, windows apart by {100 * float(apart):.3f} % "
+              f"at most", flush=True)  # fmt: skip
+    shutil.rmtree(folder)
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("make", "stories", "table", "outliers", "mixed"):
+    for verb in ("make", "stories", "table", "outliers", "mixed", "gguf"):
         sub = verbs.add_parser(verb)
         sub.add_argument("--out", default="out/llm")
         sub.add_argument("--threads", type=int, default=2)
@@ -282,13 +339,21 @@ def main() -> None:
         if verb == "make":
             sub.add_argument("--steps", type=int, default=2400)
             sub.add_argument("--lr", type=float, default=2e-3)
-        if verb in ("table", "outliers", "mixed"):
-            sub.add_argument("--model", default="bpe", choices=["bpe", "stories"])
+            sub.add_argument("--model", default="bpe", choices=list(MADE))
+        if verb in ("table", "outliers", "mixed", "gguf"):
+            sub.add_argument(
+                "--model", default="bpe256" if verb == "gguf" else "bpe", choices=[*MADE, "stories"]
+            )
             sub.add_argument("--windows", type=int, default=128)
             sub.add_argument("--limit", type=int, default=0, help="test windows at most; 0 for all")
         if verb == "mixed":
             sub.add_argument("--bits", default="3,3.5,4")
             sub.add_argument("--method", default="searched")
+        if verb == "gguf":
+            sub.add_argument("--llama", required=True, help="an interpreter with llama-cpp-python")
+            sub.add_argument("--schemes", default="q4_k,q5_k,q6_k")
+            sub.add_argument("--method", default="searched")
+            sub.add_argument("--head", default="")
         if verb == "table":
             sub.add_argument(
                 "--schemes", default="w8a8,w4a8:32,w4a8:128,w4a16:32,w4a16:64,w4a16:128,w3a16:64,w2a16:32"
@@ -302,7 +367,15 @@ def main() -> None:
             sub.add_argument("--json", default="")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"make": make, "stories": stories, "table": table, "outliers": outliers, "mixed": mixed}[args.verb](args)
+    run = {
+        "make": make,
+        "stories": stories,
+        "table": table,
+        "outliers": outliers,
+        "mixed": mixed,
+        "gguf": gguf,
+    }
+    run[args.verb](args)
 
 
 if __name__ == "__main__":
