@@ -191,9 +191,13 @@ def test_gguf_files_hold_the_whole_model(llama, ids, tmp_path, options):
     assert float((got - want).norm() / want.norm()) < 2e-3
 
 
-def test_llama_cpp_computes_the_same_perplexity(llama, ids, tmp_path):
+@pytest.mark.parametrize("scheme", ["w4a16", "q4_k", "q5_k", "q6_k"])
+def test_llama_cpp_computes_the_same_logits(ids, tmp_path, scheme):
     package = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    out, _ = written(llama, tmp_path, ids, "gguf", "w4a16", {})
+    from tests.llm.conftest import make_llama
+
+    make_llama(tmp_path / "wide", hidden_size=256, intermediate_size=512, num_hidden_layers=2)
+    out, _ = written(tmp_path / "wide", tmp_path, ids, "gguf", scheme, {})
     runner = package.Llama(str(out), logits_all=True, n_ctx=64, verbose=False)
     runner.eval(ids[0].tolist())
     got = torch.from_numpy(np.array(runner.scores[: ids.shape[1]]))
