@@ -191,6 +191,20 @@ def test_gguf_files_hold_the_whole_model(llama, ids, tmp_path, options):
     assert float((got - want).norm() / want.norm()) < 2e-3
 
 
+@pytest.mark.parametrize("head", ["", "same"])
+def test_gguf_files_are_read_with_the_head_they_have(ids, tmp_path, head):
+    """A tied head that was quantized is a tensor of its own there."""
+    pytest.importorskip("gguf", reason="the extra `llm` is not installed")
+    from tests.llm.conftest import make_llama
+
+    make_llama(tmp_path / "tied", tie_word_embeddings=True, num_hidden_layers=1)
+    out, want = written(tmp_path / "tied", tmp_path, ids, "gguf", "w4a16", {"head": head, "method": "rtn"})
+    model = load_file(out, tmp_path / "tied")
+    got = logits(model, ids)
+    assert float((got - want).norm() / want.norm()) < 2e-3
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == (not head)
+
+
 @pytest.mark.parametrize("scheme", ["w4a16", "q4_k", "q5_k", "q6_k"])
 def test_llama_cpp_computes_the_same_logits(ids, tmp_path, scheme):
     package = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")

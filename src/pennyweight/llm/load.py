@@ -155,11 +155,14 @@ def load_file(path: str | Path, directory: str | Path) -> nn.Module:
 
     source = Directory(directory)
     model = assemble(source, {})
-    for name, tensor in read(Path(path), source).items():
+    ties = Skeleton(source).ties
+    found = read(Path(path), source, ties)
+    for name, tensor in found.items():
         put(model, name, tensor, name)
-    for name, tied in Skeleton(source).ties.items():
-        owner, _, key = name.rpartition(".")
-        model.get_submodule(owner)._parameters[key] = model.get_parameter(tied)
+    for name, tied in ties.items():
+        if name not in found:
+            owner, _, key = name.rpartition(".")
+            model.get_submodule(owner)._parameters[key] = model.get_parameter(tied)
     return model
 
 

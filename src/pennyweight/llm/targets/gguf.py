@@ -9,7 +9,7 @@ uint4[32]+zf^(uint6[8]^fp16)  Q4_K,  uint5[32]+zf^(uint6[8]^fp16)  Q5_K, see `su
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -296,12 +296,13 @@ def _tokenizer(writer: Any, directory: Directory, size: int) -> None:
             add(value)
 
 
-def read(path: Path, directory: Directory) -> dict[str, Tensor]:
+def read(path: Path, directory: Directory, tied: Iterable[str] = ()) -> dict[str, Tensor]:
     """Every tensor of a file as float32, under the names of `transformers`, as the package `gguf` decodes it.
 
     Args:
         path: of the file.
         directory: of the float model it was made from.
+        tied: names that the directory has no tensor of, and the file may: a head quantized apart from its table.
 
     Raises:
         FormatError: if the file cannot be read, or lacks a tensor.
@@ -315,7 +316,7 @@ def read(path: Path, directory: Directory) -> dict[str, Tensor]:
     except (ValueError, OSError) as error:
         raise FormatError(f"the file cannot be read: {error}", site=path.name) from None
     found: dict[str, Tensor] = {}
-    for own in directory.names:
+    for own in [*directory.names, *tied]:
         entry = stored.get(names.get_name(own, try_suffixes=(".weight", ".bias")) or "")
         if entry is None:
             continue
