@@ -89,6 +89,21 @@ int64_t traffic(const Plan& plan, const Step& step) {
 
 }  // namespace
 
+void describe(Step& s, const Plan& plan, const OpNode& op, const char* kernel) {
+  s.ops = op.kind;
+  s.site = op.site;
+  s.kernel = kernel;
+  for (int v : op.in) {
+    if (v < 0) continue;
+    s.reads.push_back(v);
+    s.bytes += plan.values[v].count() * dtype_size(plan.values[v].dtype);
+  }
+  for (int v : op.out) {
+    s.writes.push_back(v);
+    s.bytes += plan.values[v].count() * dtype_size(plan.values[v].dtype);
+  }
+}
+
 void Builder::add(std::unique_ptr<Step> step) {
   for (int v : step->reads) {
     const auto found = v < 0 ? widened.end() : widened.find(plan.values[v].root);

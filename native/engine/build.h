@@ -45,6 +45,9 @@ bool swaps_heads(const Plan& plan, int op);
 bool swaps_for_attention(const Plan& plan, int op);
 
 using BuildFn = void (*)(Builder&, int op);
+// What a step says of itself where it reads and writes the tensors of its op.
+void describe(Step& s, const Plan& plan, const OpNode& op, const char* kernel);
+
 void build_conv(Builder&, int op);
 void build_linear(Builder&, int op);
 void build_linear_grouped(Builder&, int op);

@@ -11,17 +11,6 @@
 namespace pw {
 namespace {
 
-void describe(Step& s, const Plan& plan, const OpNode& op, const char* kernel) {
-  s.ops = op.kind;
-  s.site = op.site;
-  s.kernel = kernel;
-  for (int v : op.in)
-    if (v >= 0) s.reads.push_back(v);
-  s.writes = {op.out[0]};
-  for (int v : s.reads) s.bytes += plan.values[v].count() * dtype_size(plan.values[v].dtype);
-  s.bytes += plan.values[op.out[0]].count() * dtype_size(plan.values[op.out[0]].dtype);
-}
-
 struct SoftmaxStep : Step {
   SoftmaxFn fn;
   int x, y;
