@@ -50,6 +50,18 @@ def begun(zoo, native):
         native.pw_plan_free(plan)
 
 
+def test_integers_of_numpy_are_integers():
+    attrs = {"perm": [np.int64(1), 0]}
+    program = Program(
+        {"x": TensorType("f32", (2, 3))}, ["y"], [Op("transpose", ("x",), ("y",), attrs, "")], {}
+    )
+    words, _, reals = parts_of(program)
+    assert reals.size == 0
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert words.tolist()[-8:-3] == [words.tolist()[-8], 0, 2, 1, 0]  # perm: integers, two: 1, 0
+    assert np.array_equal(Engine(program).run({"x": x})["y"], x.T)
+
+
 def test_written_down():
     ops = [Op("unary", ("x",), ("y",), {"fn": "mul", "p": 2.0, "q": 0.5}, "double")]
     program = Program({"x": TensorType("f32", (2, 3))}, ["y"], ops, {})

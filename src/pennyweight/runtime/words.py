@@ -94,12 +94,12 @@ class Sentences:
             self._words += [name, TEXT, 1, self._text(value)]
         else:
             values = value if kind in (list, tuple) else [value]
-            if all(isinstance(v, int) for v in values):
-                self._words += [name, INTS, len(values), *values]
-            else:
+            if any(isinstance(v, float) for v in values):
                 first = len(self._reals)
                 self._reals += values
                 self._words += [name, REALS, len(values), *range(first, len(self._reals))]
+            else:
+                self._words += [name, INTS, len(values), *map(int, values)]
 
 
 def constant_words(program: Program) -> Array:
