@@ -18,13 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight import kernels as kernels  # the op `hadamard`
-from pennyweight.errors import GraphError
 from pennyweight.kernels.reference import hadamard
 from pennyweight.llm.absorb import makers
 from pennyweight.llm.block import Group, Run, groups_of, linears
+from pennyweight.llm.rotate import check_same
 from pennyweight.llm.skeleton import put_module
-
-CLOSE = 1e-4
 
 
 class TurnsInputs(nn.Module):
@@ -100,11 +98,6 @@ def turn_inputs(block: nn.Module, run: Run, hidden: Tensor) -> dict[str, nn.Line
         if not others and not normed and size > 1:
             replaced[name] = layers[name]
             put_module(block, name, TurnedLinear(layers[name], size))
-    apart = float((run(block, hidden) - want).pow(2).mean())
-    if apart > CLOSE**2 * float((want - hidden).pow(2).mean() + want.pow(2).mean() * 1e-2):
-        raise GraphError(
-            "turning inputs changes what the block computes",
-            site=type(block).__name__,
-            hint="Leave --hadamard out.",
-        )
+    apart = run(block, hidden) - want
+    check_same(want, apart, hidden, "turning inputs", type(block).__name__, "Leave --hadamard out.")
     return replaced

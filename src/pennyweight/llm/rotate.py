@@ -133,9 +133,18 @@ def check_rotated(want: Tensor, got: Tensor, hidden: Tensor, q: Tensor, site: st
     Raises:
         GraphError: if they differ by more than rounding.
     """
-    apart = float((got - turned(want, q)).pow(2).mean())
-    if apart > CLOSE**2 * float((want - hidden).pow(2).mean() + want.pow(2).mean() * 1e-2):
-        raise GraphError("rotation changes what the block computes", site=site, hint="Leave --rotate out.")
+    check_same(want, got - turned(want, q), hidden, "rotation", site, "Leave --rotate out.")
+
+
+def check_same(want: Tensor, apart: Tensor, hidden: Tensor, what: str, site: str, hint: str) -> None:
+    """Refuse a change of a block after which its results `want` are `apart` by more than rounding.
+
+    Raises:
+        GraphError: naming what changes the block.
+    """
+    size = (want - hidden).pow(2).mean() + want.pow(2).mean() * 1e-2
+    if float(apart.pow(2).mean()) > CLOSE**2 * float(size):
+        raise GraphError(f"{what} changes what the block computes", site=site, hint=hint)
 
 
 def turned(x: Tensor, q: Tensor) -> Tensor:

@@ -78,9 +78,8 @@ def gptq(
             lead, order = _by_groups(most, width)
         work = _columns(work, order)
 
-    def ordered() -> (
-        Tensor
-    ):  # not kept beside its factors: where inputs are many these are what needs most memory
+    # not kept beside its factors: where inputs are many these are what needs most memory
+    def ordered() -> Tensor:
         fresh = _columns(_columns(h, order).mT, order).mT if act_order else h.clone()
         fresh.diagonal(dim1=-2, dim2=-1).add_(dead.gather(-1, order).to(h.dtype))
         return fresh
@@ -167,9 +166,8 @@ def _factor(make: Callable[[], Tensor], damp: float, spec: QuantSpec) -> Tensor:
         tried.append(damp)
         h = make()
         shape = tuple(h.shape)
-        h /= h.diagonal(dim1=-2, dim2=-1).mean(-1)[
-            :, None, None
-        ]  # a factor changes nothing but what overflows
+        # a factor changes nothing but what overflows
+        h /= h.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         for last, more in zip([0.0, *tried], tried, strict=False):
             h.diagonal(dim1=-2, dim2=-1).add_(more - last)
         lower, failed = torch.linalg.cholesky_ex(h)
