@@ -111,6 +111,10 @@ PW_API double pw_measure_reads(int isa, int64_t bytes, int threads, double secon
 
 /* CRC-32 (IEEE 802.3, as in zlib) of what came before, given by its CRC (0 for nothing), and `size` bytes more. */
 PW_API uint32_t pw_crc32(uint32_t crc, const void* data, int64_t size);
+/* The same by a thread of its own, that the caller may go on: the data stay where they are until `end`, which waits for
+ * it and must be called once. */
+PW_API void* pw_crc32_begin(uint32_t crc, const void* data, int64_t size);
+PW_API uint32_t pw_crc32_end(void* job);
 
 /* Rounding in training: x [rows, cols] of PW_F32 or PW_BF16, one scale (positive) and zero point (or NULL) per row.
  * y = (clamp(rint(x * r) + z, lo, hi) - z) * s, r = 1 / s. */

@@ -81,6 +81,7 @@ pw_plan* pw_plan_begin(pw_model* m, const pw_options* options) {
     int threads = options ? options->threads : 0;
     if (threads <= 0) threads = int(std::thread::hardware_concurrency());
     p->plan.threads = threads < 1 ? 1 : threads > 256 ? 256 : threads;
+    if (p->plan.threads > 1) m->model.expect_packing();
     return 0;
   });
   return p;
@@ -161,10 +162,13 @@ int pw_plan_output(pw_plan* p, int value, int index) {
 int pw_plan_finish(pw_plan* p) {
   return guarded([&] {
     require(!p->finished, "the plan is finished");
-    assign_places(p->plan);
-    build_steps(p->plan);
-    plan_memory(p->plan);
     p->plan.pool = &Pool::shared(p->plan.threads);
+    assign_places(p->plan);
+    {
+      const Helpers helpers(*p->plan.pool);
+      build_steps(p->plan);
+    }
+    plan_memory(p->plan);
     p->finished = true;
     return 0;
   });

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <system_error>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -29,7 +30,20 @@ std::string dims_text(const std::vector<int64_t>& dims) {
 namespace {
 constexpr int64_t kPage = int64_t(2) << 20;
 thread_local Slab* slab_now = nullptr;
+thread_local Pool* helpers_now = nullptr;
 }  // namespace
+
+Helpers::Helpers(Pool& pool) : pool_(pool.acquire() ? &pool : nullptr) { helpers_now = pool_; }
+
+Helpers::~Helpers() {
+  helpers_now = nullptr;
+  if (pool_) pool_->release();
+}
+
+void Helpers::run(int parts, Pool::Function fn, void* context) {
+  if (helpers_now && parts > 1) return helpers_now->parallel(parts, fn, context);
+  for (int i = 0; i < parts; ++i) fn(context, i, 0);
+}
 
 Slab::Scope::Scope(Slab& slab, int64_t expected) {
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // (which watch what is allocated by itself)
@@ -46,7 +60,7 @@ bool Slab::take(int64_t bytes, Buffer& into) {
   const int64_t size = (bytes + 63) / 64 * 64;
   if (!s->block_ || s->used_ + size > s->block_->bytes_) {
     slab_now = nullptr;
-    s->block_ = std::make_shared<Buffer>(std::clamp(s->expected_ * 9 / 8, kPage, 8 * kPage) / kPage * kPage - kSlack);
+    s->block_ = s->block(std::clamp(s->expected_ * 9 / 8, kPage, 8 * kPage) / kPage * kPage - kSlack);
     s->used_ = 0;
     slab_now = s;
   }
@@ -54,6 +68,45 @@ bool Slab::take(int64_t bytes, Buffer& into) {
   into.part_of_ = s->block_;
   s->used_ += size;
   return true;
+}
+
+std::shared_ptr<Buffer> Slab::block(int64_t bytes) {
+  if (fetcher_.joinable()) fetcher_.join();
+  if (fetched_.empty()) return std::make_shared<Buffer>(bytes);
+  std::shared_ptr<Buffer> first = std::move(fetched_.back());
+  fetched_.pop_back();
+  return first;
+}
+
+void Slab::fetch(int64_t expected) {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  if (expected < kPage / 2 || fetcher_.joinable()) return;
+  const int64_t blocks = std::min<int64_t>((expected * 9 / 8 + kPage - 1) / kPage, 4);
+  try {
+    fetcher_ = std::thread([this, blocks] {
+      try {
+        for (int64_t i = 0; i < blocks; ++i) {
+          fetched_.push_back(std::make_shared<Buffer>(kPage - kSlack));
+          volatile char* bytes = fetched_.back()->as<char>();
+          for (int64_t at = 0; at < kPage - kSlack; at += 4096) bytes[at] = 0;
+        }
+      } catch (const std::exception&) {  // whoever wants the memory says that there is none
+      }
+    });
+  } catch (const std::system_error&) {  // no thread: it is fetched when it is wanted
+  }
+#endif
+}
+
+Slab::~Slab() {
+  if (fetcher_.joinable()) fetcher_.join();
+}
+
+void Model::expect_packing() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (small_ >= 0) return;
+  small_ = small_bytes();
+  slab_.fetch(small_);
 }
 
 void Model::mapped(const void* start, int64_t bytes) {
@@ -82,11 +135,13 @@ int64_t Model::small_bytes() const {
 
 Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
   if (Slab::take(bytes, *this)) return;
-  const int64_t align = bytes >= kPage / 2 ? kPage : 64, size = bytes + kSlack;
+  int64_t size = bytes + kSlack;
+  if (size % kPage >= kPage * 5 / 8) size = (size / kPage + 1) * kPage;  // small pages for most of a large one cost more
+  const int64_t align = size >= kPage / 2 ? kPage : 64;
   if (posix_memalign(&data_, size_t(align), size_t(size))) fail("out of memory: " + std::to_string(bytes) + " bytes");
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   // whole pages alone: the last one, begun, would be taken whole
-  if (align == kPage && size >= kPage) madvise(data_, size_t(size / kPage * kPage), MADV_HUGEPAGE);
+  if (size >= kPage) madvise(data_, size_t(size / kPage * kPage), MADV_HUGEPAGE);
 #endif
 }
 

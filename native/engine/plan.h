@@ -9,6 +9,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/kernels.h"
@@ -58,10 +59,18 @@ class Slab {
     ~Scope();
   };
   static bool take(int64_t bytes, Buffer& into);
+  // Let a thread fetch the memory for `expected` bytes from the system: by the time it is wanted, it is there.
+  void fetch(int64_t expected);
+  Slab() = default;
+  Slab(const Slab&) = delete;
+  ~Slab();
 
  private:
+  std::shared_ptr<Buffer> block(int64_t bytes);
   std::shared_ptr<Buffer> block_;
   int64_t used_ = 0, expected_ = 0;
+  std::thread fetcher_;
+  std::vector<std::shared_ptr<Buffer>> fetched_;  // by it; nobody looks until it is done
 };
 
 struct Constant {
@@ -99,6 +108,8 @@ class Model {
     return slot;
   }
   int64_t packed_bytes() const { return bytes_; }
+  // A plan is being made: memory for the constants' packed forms will be wanted soon.
+  void expect_packing();
   void mapped(const void* start, int64_t bytes);
   // Its packed form is what will be read: of a mapped file's memory, lets the system have it back.
   void let_go(const Constant& c) const;
@@ -210,6 +221,34 @@ struct Plan {
   int sole_reader(int value) const;
   int k_align() const { return kernels->isa == kAmx ? 64 : 4; }
   bool splits() const { return kernels->isa == kAvx2; }  // weights in two parts, where that pays (Rest)
+};
+
+// While it lives, the pool's threads help the one that is making a plan, if nobody else has them.
+class Helpers {
+ public:
+  explicit Helpers(Pool& pool);
+  ~Helpers();
+  // Calls work(i) for i in [0, parts), in any order, by this thread and its helpers.
+  template <class F>
+  static void share(int64_t parts, const F& work) {
+    struct Job {
+      const F& work;
+      std::atomic<bool> failed{false};
+    } job{work};
+    run(int(parts), [](void* context, int i, int) {
+      Job& mine = *static_cast<Job*>(context);
+      try {
+        mine.work(int64_t(i));
+      } catch (const std::exception&) {  // it would end the process, on another thread
+        mine.failed = true;
+      }
+    }, &job);
+    if (job.failed) fail("out of memory");
+  }
+
+ private:
+  static void run(int parts, Pool::Function fn, void* context);
+  Pool* pool_;
 };
 
 void assign_places(Plan& plan);   // layout.cpp: halos, aliases, strides

@@ -1,6 +1,9 @@
 // Many calls in one: what Python would say in hundreds of calls, written down as words.
 #include <cstring>
+#include <memory>
 #include <string>
+#include <system_error>
+#include <thread>
 #include <vector>
 
 #include "core/crc32.h"
@@ -114,5 +117,28 @@ int pw_model_constants(pw_model* m, int count, const int64_t* words, int64_t n_w
 }
 
 uint32_t pw_crc32(uint32_t crc, const void* data, int64_t size) { return pw::crc32(crc, data, size); }
+
+namespace {
+struct Sum {
+  uint32_t crc = 0;
+  std::thread thread;  // none where the system gave none
+};
+}  // namespace
+
+void* pw_crc32_begin(uint32_t crc, const void* data, int64_t size) {
+  auto* sum = new Sum;
+  try {
+    sum->thread = std::thread([=] { sum->crc = pw::crc32(crc, data, size); });
+  } catch (const std::system_error&) {
+    sum->crc = pw::crc32(crc, data, size);
+  }
+  return sum;
+}
+
+uint32_t pw_crc32_end(void* job) {
+  const std::unique_ptr<Sum> sum(static_cast<Sum*>(job));
+  if (sum->thread.joinable()) sum->thread.join();
+  return sum->crc;
+}
 
 }  // extern "C"

@@ -63,3 +63,37 @@ def test_isa_names(monkeypatch):
 def test_the_table_has_a_scalar_row_for_every_op():
     table = library.kernels()
     assert {op for op, _, _ in table} == {op for op, isa, _ in table if isa == "scalar"}
+
+
+def packings():
+    """Weights of several shares, the last one short: columns over 16, rows over 4, taps apart."""
+    yield programs.linear_case(3, 1003, 517)
+    yield programs.linear_case(5, 37, 4099, extreme=True)
+    yield programs.conv_case((1, 9, 7, 70), 133, (3, 3), pads=1)
+    yield programs.conv_case((2, 6, 6, 67), 45, (3, 3), stride=2, pads=1, extreme=True)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("case, program", list(packings()), ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.parametrize("isa", library.supported_isas())
+def test_weights_packed_by_many_threads(case, program, isa, threads):
+    want = interpret(program, case.inputs)
+    got = Engine(program, threads=threads, isa=isa).run(case.inputs)
+    assert all(np.array_equal(got[k], want[k]) for k in want)
+
+
+def test_plans_made_at_the_same_time():
+    """One of them gets the pool's help, the others pack alone."""
+    made = list(packings()) * 3
+    wrong = []
+
+    def work(case, program):
+        got, want = Engine(program, threads=2).run(case.inputs), interpret(program, case.inputs)
+        wrong.extend(k for k in want if not np.array_equal(got[k], want[k]))
+
+    workers = [threading.Thread(target=work, args=one) for one in made]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert not wrong

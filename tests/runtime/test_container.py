@@ -9,7 +9,9 @@ import pytest
 
 from pennyweight.errors import FormatError, KernelError
 from pennyweight.exporters.dwt import write_dwt
+from pennyweight.program import ir
 from pennyweight.runtime import container, library
+from pennyweight.runtime.format import read
 
 DATA = np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8).tobytes()
 
@@ -83,3 +85,41 @@ def test_many_files_at_once(path):
     for t in threads:
         t.join()
     assert wrong == []
+
+
+@pytest.fixture
+def large(tmp_path, zoo):
+    """A file large enough for its checksum to be taken by a thread of its own."""
+    program = ir.replace(zoo, constants={**zoo.constants, "spare": ir.Constant("u8", np.frombuffer(DATA * 3, np.uint8))})
+    write_dwt(program, tmp_path / "large.dwt")
+    assert (tmp_path / "large.dwt").stat().st_size > 3 * container._ASIDE
+    return tmp_path / "large.dwt"
+
+
+def test_damage_to_a_large_file_is_told(large):
+    assert read(large).ops
+    good = large.read_bytes()
+    for place in (len(good) - 1, len(good) // 2):
+        data = bytearray(good)
+        data[place] ^= 1
+        large.write_bytes(data)
+        with pytest.raises(FormatError, match=r"the checksum does not match.*large\.dwt"):
+            container.read_container(large)
+        with pytest.raises(FormatError, match="the checksum does not match"):
+            read(large)
+        assert read(large, check_sum=False).ops
+
+
+def test_damage_comes_before_what_it_has_done_to_the_program(large):
+    data = large.read_bytes()
+    place = data.index(b"requant")
+    large.write_bytes(data[:place] + b"!" + data[place + 1 :])
+    with pytest.raises(FormatError, match="the checksum does not match"):
+        read(large)
+    with pytest.raises(FormatError, match="unknown"):
+        read(large, check_sum=False)
+
+
+def test_a_checksum_that_nobody_waits_for(large):
+    for _ in range(20):
+        container.opened(large)  # the file's memory goes only when the thread has done with it

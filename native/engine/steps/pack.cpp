@@ -11,6 +11,8 @@
 namespace pw {
 namespace {
 
+constexpr int64_t kShare = 16 << 10;  // bytes that a thread packs before it looks for more
+
 // [channels, taps] to [taps, channels]; the number of taps known to the compiler where it is common.
 template <int kTaps, class T>
 void taps_first(const T* from, int64_t channels, int64_t taps, T* to) {
@@ -78,9 +80,8 @@ Packed pack_weights(const T* w, int64_t n, const std::vector<int64_t>& segments,
   p.colsum.assign(size_t((n + 63) / 64 * 64), 0);
   int8_t* out = p.codes.as<int8_t>();
   if (n % 16) std::memset(out + (blocks - 1) * p.block, 0, size_t(p.block));
-  std::vector<T> turned(size_t(taps > 1 ? 16 * n_stride : 0));
   const auto turn = taps == 9 ? taps_first<9, T> : taps == 49 ? taps_first<49, T> : taps_first<0, T>;
-  for (int64_t block = 0; block < blocks; ++block) {
+  const auto pack = [&](int64_t block, std::vector<T>& turned) {
     const int64_t count = std::min<int64_t>(16, n - 16 * block);
     const T* columns[16];
     for (int64_t c = 0; c < count; ++c) {
@@ -108,7 +109,12 @@ Packed pack_weights(const T* w, int64_t n, const std::vector<int64_t>& segments,
       }
       b += seg_pad * 16;
     }
-  }
+  };
+  const int64_t at_once = std::max<int64_t>(1, kShare / std::max<int64_t>(1, p.block));
+  Helpers::share((blocks + at_once - 1) / at_once, [&](int64_t part) {
+    std::vector<T> turned(size_t(taps > 1 ? 16 * n_stride : 0));
+    for (int64_t block = part * at_once; block < std::min(blocks, (part + 1) * at_once); ++block) pack(block, turned);
+  });
   return p;
 }
 

@@ -187,15 +187,18 @@ Packed pack_depthwise(const int8_t* w, const Geometry& g, int64_t pixels) {
   p.colsum.assign(size_t(blocks * 64), 0);
   int8_t* out = p.codes.as<int8_t>();
   std::memset(out, 0, size_t(blocks * p.block));
-  for (int64_t c = 0; c < channels; ++c) {
-    const int place = depthwise_place(int(c));
-    const int8_t* filter = w + c % g.in_channels * kernel;
-    for (int64_t ky = 0; ky < g.kernel[1]; ++ky)
-      for (int64_t kx = 0; kx < g.kernel[2]; ++kx) {
-        const int8_t v = filter[ky * g.kernel[2] + kx];
-        out[c / 64 * p.block + (ky / 4 * g.kernel[2] + kx) * 256 + place % 64 * 4 + ky % 4] = v;
-        p.colsum[size_t(c)] += v;
+  const int64_t high = g.kernel[1], wide = g.kernel[2], filters = g.in_channels, block = p.block;  // bytes alias all else
+  for (int64_t c = 0, f = 0; c < channels; ++c, f = f + 1 < filters ? f + 1 : 0) {
+    const int8_t* filter = w + f * kernel;
+    int8_t* to = out + c / 64 * block + depthwise_place(int(c)) % 64 * 4;
+    int32_t sum = 0;
+    for (int64_t ky = 0; ky < high; ++ky)
+      for (int64_t kx = 0; kx < wide; ++kx) {
+        const int8_t v = filter[ky * wide + kx];
+        to[(ky / 4 * wide + kx) * 256 + ky % 4] = v;
+        sum += v;
       }
+    p.colsum[size_t(c)] = sum;
   }
   return p;
 }
@@ -204,7 +207,8 @@ template <class T>
 std::vector<T> in_depthwise_order(const std::vector<T>& v, int64_t channels, int64_t pixels) {
   if (v.empty()) return v;
   std::vector<T> out(size_t((channels * pixels + 63) / 64 * 64), T(0));
-  for (int64_t c = 0; c < channels * pixels; ++c) out[size_t(depthwise_place(int(c)))] = v[size_t(c % channels)];
+  for (int64_t c = 0, from = 0; c < channels * pixels; ++c, from = from + 1 < channels ? from + 1 : 0)
+    out[size_t(depthwise_place(int(c)))] = v[size_t(from)];
   return out;
 }
 

@@ -53,13 +53,21 @@ def _is(kind: type) -> Callable[[Any], bool]:
     return lambda v: type(v) is kind
 
 
-def _listed(entry: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda v: type(v) is list and len(v) <= 2 * MAX_RANK and all(entry(x) for x in v)
+def _all_whole(low: int, high: int) -> Callable[[Any], bool]:
+    def check(v: Any) -> bool:
+        if type(v) is not list or len(v) > 2 * MAX_RANK:
+            return False
+        for x in v:
+            if type(x) is not int or not low <= x <= high:
+                return False
+        return True
+
+    return check
 
 
 def _distinct(v: Any) -> bool:
     """Different axes."""
-    return _listed(_whole(0, MAX_RANK))(v) and len(set(v)) == len(v)
+    return _all_whole(0, MAX_RANK)(v) and len(set(v)) == len(v)
 
 
 def _size(v: Any) -> bool:
@@ -69,13 +77,21 @@ def _size(v: Any) -> bool:
     return type(v) is int and -1 <= v <= MAX_ELEMENTS
 
 
+_numbers = _all_whole(-1, MAX_ELEMENTS)
+
+
+def _sizes(v: Any) -> bool:
+    """A list of sizes."""
+    return type(v) is list and len(v) <= 2 * MAX_RANK and (_numbers(v) or all(map(_size, v)))
+
+
 _CODE = (_whole(0, 255), "a code, 0 .. 255")
 _MULTIPLIER = (_real, "a finite number")
 _FLAG = (_is(bool), "true or false")
 _NAME = (_is(str), "a name")
-_STEPS = (_listed(_whole(1, MAX_ELEMENTS)), "a list of whole numbers from 1")
+_STEPS = (_all_whole(1, MAX_ELEMENTS), "a list of whole numbers from 1")
 _AXES = (_distinct, "a list of different axes")
-_SIZES = (_listed(_size), "a list of sizes")
+_SIZES = (_sizes, "a list of sizes")
 _ANY_INT = (_whole(-INT32_MAX, INT32_MAX), "a whole number of 32 bits")
 
 # attribute -> (predicate, what it must be); one meaning for a name, whatever the op
@@ -147,18 +163,19 @@ def check_sizes(program: Program, types: Mapping[str, TensorType], *, again: boo
     Raises:
         VerifyError: on a value of too many axes or elements, or a product whose sums can leave int32.
     """
-    for name, kind in types.items():
-        if again and name in program.constants:
-            continue
-        shape = kind.ints
-        if len(shape) > MAX_RANK or math.prod(shape) > MAX_ELEMENTS or min(shape, default=0) < 0:
+    absurd = {s for s in {kind.shape for kind in types.values()} if _absurd(s)}  # few are different
+    for name, kind in types.items() if absurd else ():
+        if kind.shape in absurd:
             raise VerifyError(f"value {name!r} has an absurd size", shapes=str(kind))
     unpacked = {op.outputs[0]: op for op in program.ops if op.kind == "unpack"}
+    loosest = INT32_MAX if again else _loosest(program.constants)
     for op in program.ops:
         terms = _TERMS.get(op.kind)
         if terms is None or (
             again and terms is _product and (op.inputs[1] in program.constants or op.inputs[1] in unpacked)
         ):
+            continue
+        if terms is _product and _reach(op, types) + loosest <= INT32_MAX:
             continue
         worst = terms(op, types, program.constants)
         if worst > INT32_MAX and terms is _product and op.inputs[1] in unpacked:
@@ -169,6 +186,12 @@ def check_sizes(program: Program, types: Mapping[str, TensorType], *, again: boo
                 site=op.site,
                 shapes=", ".join(str(types[n]) for n in op.inputs if n),
             )
+
+
+def _absurd(shape: tuple[Any, ...]) -> bool:
+    if str in map(type, shape):
+        raise VerifyError("a size is still a symbol", shapes=str(shape))
+    return len(shape) > MAX_RANK or math.prod(shape) > MAX_ELEMENTS or min(shape, default=0) < 0
 
 
 def _weight(program: Program, unpack: Op) -> dict[str, Constant]:
@@ -186,6 +209,19 @@ def _largest(numbers: Constant) -> int:
     return max(-int(np.minimum.reduce(flat)), int(np.maximum.reduce(flat)))
 
 
+def _loosest(constants: Mapping[str, Constant]) -> int:
+    """A bound of all biases, found at once: with it, few need be looked at one by one."""
+    flat = [c.data.reshape(-1) for c in constants.values() if c.dtype == "i32"]
+    every = np.concatenate(flat) if flat else np.zeros(0, np.int32)
+    return max(-int(every.min()), int(every.max())) if every.size else 0
+
+
+def _reach(op: Op, types: Mapping[str, TensorType]) -> int:
+    """Largest |accumulator| of conv and linear, whatever the weights are, without their bias."""
+    weight = types[op.inputs[1]]
+    return math.prod(weight.ints[1:]) * 255 * (1 << (15 if weight.dtype == "i16" else 7))
+
+
 def _product(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Constant]) -> int:
     """Largest |accumulator| of conv and linear: `sum |q - z| |w| + |bias|` with |q - z| <= 255."""
     weight = types[op.inputs[1]].ints
@@ -193,7 +229,7 @@ def _product(op: Op, types: Mapping[str, TensorType], constants: Mapping[str, Co
     offset = 0
     if bias is not None and bias.data.size:
         offset = _largest(bias)
-    worst = math.prod(weight[1:]) * 255 * (1 << (15 if types[op.inputs[1]].dtype == "i16" else 7)) + offset
+    worst = _reach(op, types) + offset
     stored = constants.get(op.inputs[1])
     if worst <= INT32_MAX or stored is None or not stored.data.size:
         return worst

@@ -276,19 +276,19 @@ def _walk(node: ast.expr, symbols: Mapping[str, int]) -> int:
     )
 
 
-SIZE_ATTRS = frozenset({"shape", "starts", "stops", "pads", "size", "kernel", "repeats"})
+SIZE_ATTRS = ("shape", "starts", "stops", "pads", "size", "kernel", "repeats")
 
 
 def resolve(attrs: dict[str, Any], symbols: Mapping[str, int]) -> dict[str, Any]:
     """Attributes with every size expression evaluated; the same object where there is none."""
     out: dict[str, Any] | None = None
-    for key, value in attrs.items():
-        kind = type(value)
-        if (kind is not list and kind is not str) or key not in SIZE_ATTRS:
+    for key in SIZE_ATTRS:
+        if key not in attrs:
             continue
-        if kind is str:
+        value = attrs[key]
+        if type(value) is str:
             found: Any = evaluate(value, symbols)
-        elif str in map(type, value):
+        elif type(value) is list and str in map(type, value):
             found = [evaluate(v, symbols) for v in value]
         else:
             continue
@@ -299,4 +299,7 @@ def resolve(attrs: dict[str, Any], symbols: Mapping[str, int]) -> dict[str, Any]
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
     """The numpy dtype that holds a program dtype."""
-    return np.dtype(DTYPES[dtype][0])
+    return _HELD[dtype]
+
+
+_HELD = {name: np.dtype(held) for name, (held, _) in DTYPES.items()}

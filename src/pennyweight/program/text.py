@@ -197,13 +197,14 @@ def _op(entry: Any) -> Op:
     if type(entry) is not list or len(entry) != 5 or type(entry[3]) is not dict:
         raise VerifyError("an op is not [kind, inputs, outputs, attributes, site]")
     kind, inputs, outputs, attrs, site = entry
+    if type(inputs) is list is type(outputs) and len(inputs) <= MAX_OPERANDS >= len(outputs):
+        names = [kind, site, *inputs, *outputs, *attrs]
+        if kind and all(outputs) and "" not in attrs and set(map(type, names)) == {str}:
+            joined = "".join(names)
+            if len(joined) <= MAX_NAME and joined.isprintable():  # so is each of them
+                return Op(kind, tuple(inputs), tuple(outputs), attrs, site)
     _listed(inputs, f"operands of {kind}", MAX_OPERANDS)
     _listed(outputs, f"results of {kind}", MAX_OPERANDS)
-    names = [kind, site, *inputs, *outputs, *attrs]
-    if kind and all(outputs) and all(attrs) and set(map(type, names)) == {str}:
-        joined = "".join(names)
-        if len(joined) <= MAX_NAME and joined.isprintable():  # so is each of them
-            return Op(kind, tuple(inputs), tuple(outputs), attrs, site)
     _name(kind, "op")
     _name(site, "site", empty=True)
     for name in inputs:
@@ -222,8 +223,11 @@ def _constants(value: Any, arrays: Mapping[str, Array]) -> dict[str, Constant]:
         odd = sorted(set(value) ^ set(arrays))[0]
         where = "is stored but not named" if odd in arrays else "is named but not stored"
         raise VerifyError(f"constant {odd[:40]!r} {where}")
+    joined = "".join(value)
+    plain = joined.isprintable() and "" not in value and max(map(len, value), default=0) <= MAX_NAME
     for name, dtype in value.items():
-        _name(name, "constant")
+        if not plain:
+            _name(name, "constant")
         if type(dtype) is not str or dtype not in DTYPES:
             raise VerifyError(f"dtype {str(dtype)[:40]!r} of constant {name!r} is unknown")
     return {name: Constant(dtype, arrays[name]) for name, dtype in value.items()}

@@ -29,15 +29,19 @@ ALIGNMENT = 64  # of the data's beginning in the file
 CHECKSUM = "pennyweight.crc32"
 DEFLATED = b"DWTzlib\0"  # read as a header's length, it is beyond every limit: older readers refuse it
 ZEROS = "0" * 8
-_SAID = re.compile(rb'("pennyweight\.crc32" ?: ?")([0-9a-f]{8})"')
+_SAID_BY = b'"pennyweight.crc32"'
+_SAID = re.compile(_SAID_BY + rb' ?: ?"([0-9a-f]{8})"')
+_ASIDE = 1 << 20  # bytes from which on a thread for their checksum pays
 _DENSEST = 1032  # bytes that one deflated byte can stand for (zlib's technical details)
 
 # safetensors dtype -> numpy dtype that holds it, bytes; BF16 and the 8-bit floats are held as their bits
-DTYPES: dict[str, tuple[str, int]] = {
+_HELD: dict[str, tuple[str, int]] = {
     "F64": ("<f8", 8), "I64": ("<i8", 8), "U64": ("<u8", 8), "F32": ("<f4", 4), "I32": ("<i4", 4), "U32": ("<u4", 4),
     "F16": ("<f2", 2), "BF16": ("<u2", 2), "I16": ("<i2", 2), "U16": ("<u2", 2), "I8": ("|i1", 1), "U8": ("|u1", 1),
     "BOOL": ("|b1", 1), "F8_E4M3": ("|u1", 1), "F8_E5M2": ("|u1", 1),
 }  # fmt: skip
+_FIELDS = {"dtype", "shape", "data_offsets"}
+DTYPES = {name: (np.dtype(held), width) for name, (held, width) in _HELD.items()}
 
 
 class Container(NamedTuple):  # (a dataclass takes half a millisecond to make, when this module is imported)
@@ -96,17 +100,23 @@ def read_container(path: str | os.PathLike[str], *, check: bool = True) -> Conta
         FormatError: on the first broken promise, naming the file.
         OSError: if the file cannot be opened.
     """
+    container, checksum = opened(path, check=check)
+    if checksum is not None:
+        checksum.verify()
+    return container
+
+
+def opened(path: str | os.PathLike[str], *, check: bool = True) -> tuple[Container, Checksum | None]:
+    """As `read_container`, but the checksum is still being taken: the caller goes on meanwhile, then verifies it."""
     where = os.fspath(path)
     try:
         view = _inflated(_mapped(where))
         text, start = _header_text(view)
+        checksum = Checksum(where, view, text, start) if check else None
         header = _header(text, start)
         metadata = _metadata(header.pop("__metadata__", None))
         metadata.pop(CHECKSUM, None)
-        tensors = _tensors(header, view, start)
-        if check:
-            _compare(view, text, start)
-        return Container(where, tensors, metadata, len(view))
+        return Container(where, _tensors(header, view, start), metadata, len(view)), checksum
     except PennyweightError as error:
         raise in_file(error, where) from error
 
@@ -196,8 +206,7 @@ def _tensors(header: dict[str, Any], view: memoryview, start: int) -> dict[str, 
         kind, width = DTYPES[dtype]
         if (start + begin) % width:
             raise FormatError(f"tensor {name!r} begins at {begin}, which is not aligned to {width} bytes")
-        count = (stop - begin) // width
-        tensors[name] = dtype, np.frombuffer(view, kind, count, start + begin).reshape(shape)
+        tensors[name] = dtype, np.ndarray(shape, kind, view, start + begin)
         end = stop
     if end != size:
         raise FormatError(f"{size - end} bytes behind the last tensor belong to nothing")
@@ -207,7 +216,7 @@ def _tensors(header: dict[str, Any], view: memoryview, start: int) -> dict[str, 
 def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
     if not name or not name.isprintable():
         raise FormatError(f"tensor name {name[:40]!r} is no name")
-    if type(value) is not dict or set(value) != {"dtype", "shape", "data_offsets"}:
+    if type(value) is not dict or value.keys() != _FIELDS:
         raise FormatError(f"the entry of tensor {name!r} is not {{dtype, shape, data_offsets}}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if type(dtype) is not str or dtype not in DTYPES:
@@ -224,48 +233,118 @@ def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
         elements *= n
     if elements > ELEMENTS_LIMIT:
         raise FormatError(f"tensor {name!r} has over {ELEMENTS_LIMIT} elements", shapes=str(shape))
-    if type(offsets) is not list or len(offsets) != 2 or not all(type(v) is int and v >= 0 for v in offsets):
+    if type(offsets) is not list or len(offsets) != 2:
+        raise FormatError(f"the offsets of tensor {name!r} are not two whole numbers")
+    begin, end = offsets
+    if type(begin) is not int or type(end) is not int or begin < 0 or end < 0:
         raise FormatError(f"the offsets of tensor {name!r} are not two whole numbers")
     wanted = elements * DTYPES[dtype][1]
-    if offsets[1] - offsets[0] != wanted:
+    if end - begin != wanted:
         raise FormatError(
-            f"tensor {name!r} takes {wanted} bytes, but its offsets span {str(offsets[1] - offsets[0])[:40]}"
+            f"tensor {name!r} takes {wanted} bytes, but its offsets span {str(end - begin)[:40]}"
         )
-    return name, dtype, tuple(shape), offsets[0], offsets[1]
+    return name, dtype, tuple(shape), begin, end
 
 
-def _compare(view: memoryview, text: bytes, start: int) -> None:
-    """The digits stand in the header once; with zeros in their place, all bytes of the file must give them."""
-    found = _SAID.findall(text)
-    if len(found) != 1:
-        raise FormatError(
-            f"the header has no checksum {CHECKSUM!r}",
-            hint="Other programs' safetensors files have none. A .dwt file of format 1 must be written anew.",
-        )
-    ((key, stored),) = found
-    digest = digest_of([view[:8], text.replace(key + stored, key + ZEROS.encode()), view[start:]])
-    if digest != stored.decode():
-        raise FormatError(
-            "the checksum does not match: the file was altered or damaged",
-            spec=f"crc32 {digest}, stored {stored.decode()}",
-            hint="Write the file again.",
-        )
+class Checksum:
+    """The checksum of a file's bytes, taken by another thread while this one looks at what they mean.
+
+    Its digits stand in the header once; with zeros in their place, all bytes of the file must give them.
+    """
+
+    def __init__(self, path: str, view: memoryview, text: bytes, start: int) -> None:
+        self._path, self._view = path, view  # the thread reads it
+        self._stored = _stored(text)
+        zeroed = text
+        if self._stored is not None:
+            place, digits = self._stored
+            zeroed = text[:place] + ZEROS.encode() + text[place + len(digits) :]
+        self._digest = Digest()
+        self._digest.add(view[:8])
+        self._digest.add(zeroed)
+        self._digest.add_aside(view[start:])
+
+    def verify(self) -> None:
+        """Wait for the thread.
+
+        Raises:
+            FormatError: if the file is not what its checksum says.
+        """
+        digest = self._digest.text()
+        if self._stored is None:
+            raise FormatError(
+                f"the header has no checksum {CHECKSUM!r}",
+                site=self._path,
+                hint="Other programs' safetensors files have none. A .dwt file of format 1 must be written anew.",
+            )
+        stored = self._stored[1]
+        if digest != stored:
+            raise FormatError(
+                "the checksum does not match: the file was altered or damaged",
+                site=self._path,
+                spec=f"crc32 {digest}, stored {stored}",
+                hint="Write the file again.",
+            )
+
+
+def _stored(text: bytes) -> tuple[int, str] | None:
+    """Where the checksum's digits stand in the header, and what they are; None unless they stand there once."""
+    place = text.find(_SAID_BY)
+    found = _SAID.match(text, place) if place >= 0 and text.find(_SAID_BY, place + 1) < 0 else None
+    return None if found is None else (found.start(1), found[1].decode())
+
+
+class Digest:
+    """CRC-32 (IEEE 802.3) of consecutive buffers: by libpennyweight, or else by zlib."""
+
+    def __init__(self) -> None:
+        from pennyweight.runtime import library
+
+        self._crc, self._job = 0, None
+        try:
+            self._library = library.load()
+        except (KernelError, OSError, AttributeError):  # AttributeError: a library of another version
+            self._library = None
+
+    def add(self, part: Any) -> None:
+        """One buffer more."""
+        if self._library is None:
+            import zlib
+
+            self._crc = zlib.crc32(part, self._crc)
+        else:
+            self._crc = self._library.pw_crc32(self._crc, *_extent(part))
+
+    def add_aside(self, part: Any) -> None:
+        """The last buffer, where it is large by a thread of its own: it must not go before `text` is called."""
+        if self._library is None or len(part) < _ASIDE:
+            self.add(part)
+        else:
+            self._job = self._library.pw_crc32_begin(self._crc, *_extent(part))
+
+    def text(self) -> str:
+        """Its 8 hexadecimal digits."""
+        self._wait()
+        return f"{self._crc:08x}"
+
+    def _wait(self) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            self._crc = self._library.pw_crc32_end(job)
+
+    def __del__(self) -> None:
+        self._wait()  # nobody may take the memory from under the thread
+
+
+def _extent(part: Any) -> tuple[int, int]:
+    """Address and bytes."""
+    bytes_ = np.frombuffer(part, np.uint8)
+    return bytes_.__array_interface__["data"][0], bytes_.size
 
 
 def digest_of(parts: Sequence[Any]) -> str:
-    """CRC-32 (IEEE 802.3) of consecutive buffers, as 8 hexadecimal digits: of libpennyweight, or else of zlib."""
-    from pennyweight.runtime import library
-
-    digest = 0
-    try:
-        crc32 = library.load().pw_crc32
-    except (KernelError, OSError, AttributeError):  # AttributeError: a library of another version
-        import zlib
-
-        for part in parts:
-            digest = zlib.crc32(part, digest)
-    else:
-        for part in parts:
-            bytes_ = np.frombuffer(part, np.uint8)
-            digest = crc32(digest, bytes_.__array_interface__["data"][0], bytes_.size)
-    return f"{digest:08x}"
+    """The digest of consecutive buffers, as 8 hexadecimal digits."""
+    digest = Digest()
+    for part in parts:
+        digest.add(part)
+    return digest.text()

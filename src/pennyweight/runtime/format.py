@@ -10,7 +10,7 @@ from pennyweight.program.bounds import check, check_attributes
 from pennyweight.program.ir import Program, TensorType
 from pennyweight.program.text import from_text, loads
 from pennyweight.program.verify import verify
-from pennyweight.runtime.container import Container, in_file, read_container
+from pennyweight.runtime.container import Container, in_file, opened
 
 FORMAT = 2
 FORMAT_KEY, PROGRAM_KEY, META_KEY = "pennyweight.format", "pennyweight.program", "pennyweight.meta"
@@ -42,14 +42,21 @@ def read_typed(
     path: str | os.PathLike[str], *, check_sum: bool = True
 ) -> tuple[Program, dict[str, TensorType]]:
     """As `read`; with the types of all values at the sizes of the example. The meta is read when it is asked for."""
-    container = read_container(path, check=check_sum)
+    container, checksum = opened(path, check=check_sum)
     try:
-        return _program(container)
+        found = _program(container)
     except PennyweightError as error:
+        if checksum is not None:
+            checksum.verify()  # damage is the reason, where there is damage
         raise in_file(error, container.path) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        if checksum is not None:
+            checksum.verify()
         what = f"the program does not verify: {type(error).__name__}: {str(error)[:200]}"
         raise FormatError(what, site=container.path) from error
+    if checksum is not None:
+        checksum.verify()
+    return found
 
 
 def _program(container: Container) -> tuple[Program, dict[str, TensorType]]:

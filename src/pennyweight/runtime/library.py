@@ -66,6 +66,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pw_measure_macs": (c.c_double, [c.c_int, c.c_int, c.c_int, c.c_double]),
     "pw_measure_reads": (c.c_double, [c.c_int, c.c_int64, c.c_int, c.c_double]),
     "pw_crc32": (c.c_uint32, [c.c_uint32, _P, c.c_int64]),
+    "pw_crc32_begin": (_P, [c.c_uint32, _P, c.c_int64]),
+    "pw_crc32_end": (c.c_uint32, [_P]),
     "pw_fake_quantize": (
         c.c_int,
         [c.c_int, _P, _P, c.c_int64, c.c_int64, _P, _P, c.c_float, c.c_float, c.c_int],

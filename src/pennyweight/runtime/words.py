@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,22 +36,26 @@ class Sentences:
     ) -> None:
         self._types, self._constants = types, constants
         self._numbers: dict[str, int] = {}
-        self._places: dict[str, int] = {}
-        self._texts: list[bytes] = []
-        self._at = 0
+        self._texts = _Texts()
         self._words: list[int] = []
         self._reals: list[float] = []
+        words, texts, numbers = self._words, self._texts, self._numbers
         for index, name in enumerate(program.inputs):
             self._value(name, INPUT, index)
         for op in program.ops:
-            inputs = [self._number(n) if n else -1 for n in op.inputs]
+            inputs = [numbers[n] if n in numbers else self._constant(n) for n in op.inputs]
             outputs = [self._value(n, TEMPORARY, -1) for n in op.outputs]
-            kind, site = self._text(op.kind), self._text(op.site)
-            self._words += (OP, kind, site, len(inputs), *inputs, len(outputs), *outputs, len(op.attrs))
+            words += (OP, texts[op.kind], texts[op.site], len(inputs), *inputs, len(outputs), *outputs, len(op.attrs))
             for key, value in resolve(op.attrs, symbols).items():
-                self._attribute(key, value)
+                kind = type(value)
+                if kind is int or kind is bool:
+                    words += (texts[key], INTS, 1, value)
+                elif kind is list and set(map(type, value)) == _INT:
+                    words += (texts[key], INTS, len(value), *value)
+                else:
+                    self._attribute(texts[key], value)
         for index, name in enumerate(program.outputs):
-            self._words += [OUTPUT, self._number(name), index]
+            words += (OUTPUT, numbers[name] if name in numbers else self._constant(name), index)
 
     def parts(self) -> tuple[Array, bytes, Array]:
         """Words, texts, reals.
@@ -59,47 +64,51 @@ class Sentences:
             KernelError: on a number that 64 bits do not hold.
         """
         try:
-            words, reals = np.array(self._words, np.int64), np.array(self._reals, np.float64)
-        except OverflowError as error:
+            words = struct.pack(f"{len(self._words)}q", *self._words)  # three times as fast as numpy
+            reals = np.array(self._reals, np.float64)
+        except (OverflowError, struct.error) as error:
             raise KernelError("the engine refuses the program: a number is beyond 64 bits") from error
-        return words, b"".join(self._texts), reals
+        return np.frombuffer(words, np.int64), b"".join(self._texts.encoded), reals
 
     def _value(self, name: str, kind: int, index: int) -> int:
         type_ = self._types[name]
-        shape = type_.ints
+        shape = type_.shape
         self._words += (VALUE, kind, index, DTYPES[type_.dtype], len(shape), *shape)
         number = self._numbers[name] = len(self._numbers)
         return number
 
-    def _number(self, name: str) -> int:
-        found = self._numbers.get(name)
-        return self._value(name, CONSTANT, self._constants[name]) if found is None else found
+    def _constant(self, name: str) -> int:
+        """The number of an operand that no op has made; -1 for none."""
+        return self._value(name, CONSTANT, self._constants[name]) if name else -1
 
-    def _text(self, value: str) -> int:
-        found = self._places.get(value)
-        if found is None:
-            found = self._places[value] = self._at
-            self._texts.append(value.encode() + b"\0")
-            self._at += len(self._texts[-1])
-        return found
-
-    def _attribute(self, key: str, value: Any) -> None:
-        name, kind = self._text(key), type(value)
-        if kind is int or kind is bool:
-            self._words += [name, INTS, 1, value]
-        elif kind is float:
-            self._words += [name, REALS, 1, len(self._reals)]
-            self._reals.append(value)
-        elif isinstance(value, str):
-            self._words += [name, TEXT, 1, self._text(value)]
+    def _attribute(self, name: int, value: Any) -> None:
+        if isinstance(value, str):
+            self._words += (name, TEXT, 1, self._texts[value])
+            return
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(v, float) for v in values):
+            first = len(self._reals)
+            self._reals += values
+            self._words += (name, REALS, len(values), *range(first, len(self._reals)))
         else:
-            values = value if kind in (list, tuple) else [value]
-            if any(isinstance(v, float) for v in values):
-                first = len(self._reals)
-                self._reals += values
-                self._words += [name, REALS, len(values), *range(first, len(self._reals))]
-            else:
-                self._words += [name, INTS, len(values), *map(int, values)]
+            self._words += (name, INTS, len(values), *map(int, values))
+
+
+_INT = {int}
+
+
+class _Texts(dict[str, int]):
+    """Where each text begins among all, one behind the other, each with a zero byte behind it."""
+
+    def __init__(self) -> None:
+        self.encoded: list[bytes] = []
+        self._at = 0
+
+    def __missing__(self, text: str) -> int:
+        place = self[text] = self._at
+        self.encoded.append(text.encode() + b"\0")
+        self._at += len(self.encoded[-1])
+        return place
 
 
 def constant_words(program: Program) -> Array:
