@@ -42,6 +42,9 @@ PW_API int pw_kernel_get(int row, pw_kernel_row* out);
 
 /* Constants are not copied: the caller keeps them alive and unchanged as long as the model. */
 PW_API pw_model* pw_model_create(void);
+/* Constants of about this many bytes will be given, packed and run. If they are few, a thread takes memory for it all from
+ * the system meanwhile. To be called once at most, right after the model is created. */
+PW_API int pw_model_expect(pw_model*, int64_t bytes);
 PW_API void pw_model_free(pw_model*);
 PW_API int pw_model_constant(pw_model*, int dtype, int rank, const int64_t* dims, const void* data);
 

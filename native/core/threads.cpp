@@ -3,6 +3,9 @@
 #include <chrono>
 #include <map>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -23,6 +26,22 @@ constexpr auto kIdle = std::chrono::microseconds(500);  // before an idle worker
 constexpr int kSpins = 64;                              // between two looks at the clock
 
 }  // namespace
+
+std::thread aside(std::function<void()> work) {
+#if defined(__linux__)
+  const int here = sched_getcpu();
+  return std::thread([here, work = std::move(work)] {
+    cpu_set_t cores;
+    if (here >= 0 && here < CPU_SETSIZE && !sched_getaffinity(0, sizeof cores, &cores) && CPU_COUNT(&cores) > 1) {
+      CPU_CLR(here, &cores);
+      sched_setaffinity(0, sizeof cores, &cores);  // of this thread; if it cannot be, it is no harm
+    }
+    work();
+  });
+#else
+  return std::thread(std::move(work));
+#endif
+}
 
 Pool& Pool::shared(int threads) {
   static std::mutex mutex;

@@ -6,11 +6,16 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
 
 namespace pw {
+
+// A thread for a short piece of work, kept from the core that the caller is running on: where all cores are busy, it is
+// not the caller who waits. Throws std::system_error where the system gives none.
+std::thread aside(std::function<void()> work);
 
 class Pool {
  public:

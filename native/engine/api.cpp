@@ -56,6 +56,12 @@ int pw_kernel_get(int row, pw_kernel_row* out) {
 }
 
 pw_model* pw_model_create(void) { return new pw_model; }
+int pw_model_expect(pw_model* m, int64_t bytes) {
+  return guarded([&] {
+    m->model.expect(bytes);
+    return 0;
+  });
+}
 void pw_model_free(pw_model* m) { delete m; }
 int64_t pw_model_packed_bytes(const pw_model* m) { return m->model.packed_bytes(); }
 
@@ -81,7 +87,6 @@ pw_plan* pw_plan_begin(pw_model* m, const pw_options* options) {
     int threads = options ? options->threads : 0;
     if (threads <= 0) threads = int(std::thread::hardware_concurrency());
     p->plan.threads = threads < 1 ? 1 : threads > 256 ? 256 : threads;
-    if (p->plan.threads > 1) m->model.expect_packing();
     return 0;
   });
   return p;

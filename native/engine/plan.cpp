@@ -29,6 +29,7 @@ std::string dims_text(const std::vector<int64_t>& dims) {
 
 namespace {
 constexpr int64_t kPage = int64_t(2) << 20;
+constexpr int64_t kFew = 4 * kPage;  // what small pages serve as well: the processor keeps the places of so many
 thread_local Slab* slab_now = nullptr;
 thread_local Pool* helpers_now = nullptr;
 }  // namespace
@@ -58,9 +59,11 @@ bool Slab::take(int64_t bytes, Buffer& into) {
   Slab* s = slab_now;
   if (!s || bytes >= kPage || s->expected_ < kPage / 2) return false;
   const int64_t size = (bytes + 63) / 64 * 64;
+  s->settle();
   if (!s->block_ || s->used_ + size > s->block_->bytes_) {
     slab_now = nullptr;
-    s->block_ = s->block(std::clamp(s->expected_ * 9 / 8, kPage, 8 * kPage) / kPage * kPage - kSlack);
+    const int64_t all = std::clamp(s->expected_ * 9 / 8, kPage, 8 * kPage) / kPage * kPage - kSlack;
+    s->block_ = std::make_shared<Buffer>(all, s->expected_ > kFew ? Pages::large : Pages::small);
     s->used_ = 0;
     slab_now = s;
   }
@@ -70,43 +73,44 @@ bool Slab::take(int64_t bytes, Buffer& into) {
   return true;
 }
 
-std::shared_ptr<Buffer> Slab::block(int64_t bytes) {
-  if (fetcher_.joinable()) fetcher_.join();
-  if (fetched_.empty()) return std::make_shared<Buffer>(bytes);
-  std::shared_ptr<Buffer> first = std::move(fetched_.back());
-  fetched_.pop_back();
-  return first;
+namespace {
+
+// Have the system give the pages of fresh memory. (It gives them all at one's asking too, but lets nobody else in the
+// process have any memory meanwhile.)
+void touch(char* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 4096) const_cast<volatile char*>(from)[at] = 0;
 }
 
-void Slab::fetch(int64_t expected) {
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  if (expected < kPage / 2 || fetcher_.joinable()) return;
-  const int64_t blocks = std::min<int64_t>((expected * 9 / 8 + kPage - 1) / kPage, 4);
+}  // namespace
+
+void Slab::fetch(int64_t expected, const Buffer& other) {
+  block_ = std::make_shared<Buffer>(expected * 9 / 8, Pages::small);
+  used_ = 0;
+  char *mine = block_->as<char>(), *its = other.as<char>();
+  const int64_t my_bytes = block_->bytes(), its_bytes = other.bytes();
   try {
-    fetcher_ = std::thread([this, blocks] {
-      try {
-        for (int64_t i = 0; i < blocks; ++i) {
-          fetched_.push_back(std::make_shared<Buffer>(kPage - kSlack));
-          volatile char* bytes = fetched_.back()->as<char>();
-          for (int64_t at = 0; at < kPage - kSlack; at += 4096) bytes[at] = 0;
-        }
-      } catch (const std::exception&) {  // whoever wants the memory says that there is none
-      }
+    fetcher_ = aside([=] {
+      touch(mine, my_bytes);
+      touch(its, its_bytes);
     });
-  } catch (const std::system_error&) {  // no thread: it is fetched when it is wanted
+  } catch (const std::system_error&) {  // no thread: they come when they are wanted
   }
-#endif
 }
 
-Slab::~Slab() {
+void Slab::settle() {
+  std::lock_guard<std::mutex> lock(fetching_);
   if (fetcher_.joinable()) fetcher_.join();
 }
 
-void Model::expect_packing() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (small_ >= 0) return;
-  small_ = small_bytes();
-  slab_.fetch(small_);
+Slab::~Slab() { settle(); }
+
+void Model::expect(int64_t bytes) {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  if (bytes < kPage / 2 || bytes > kFew) return;
+  Buffer run(kPage, Pages::small);  // most networks of that size take no more
+  slab_.fetch(bytes, run);
+  give_back(std::move(run));
+#endif
 }
 
 void Model::mapped(const void* start, int64_t bytes) {
@@ -133,15 +137,14 @@ int64_t Model::small_bytes() const {
   return sum;
 }
 
-Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
+Buffer::Buffer(int64_t bytes, Pages pages) : bytes_(bytes) {
   if (Slab::take(bytes, *this)) return;
-  int64_t size = bytes + kSlack;
-  if (size % kPage >= kPage * 5 / 8) size = (size / kPage + 1) * kPage;  // small pages for most of a large one cost more
-  const int64_t align = size >= kPage / 2 ? kPage : 64;
+  const int64_t size = bytes + kSlack;
+  const int64_t align = pages == Pages::large && bytes >= kPage / 2 ? kPage : 64;
   if (posix_memalign(&data_, size_t(align), size_t(size))) fail("out of memory: " + std::to_string(bytes) + " bytes");
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   // whole pages alone: the last one, begun, would be taken whole
-  if (size >= kPage) madvise(data_, size_t(size / kPage * kPage), MADV_HUGEPAGE);
+  if (align == kPage && size >= kPage) madvise(data_, size_t(size / kPage * kPage), MADV_HUGEPAGE);
 #endif
 }
 

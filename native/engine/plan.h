@@ -29,11 +29,14 @@ inline void require(bool condition, const char* what) {
 int64_t dtype_size(int dtype);  // bytes; PW_U4 counts packed bytes
 std::string dims_text(const std::vector<int64_t>& dims);
 
-// Memory that kernels may read a little beyond: aligned to 64 bytes, large blocks on large pages.
+// Large pages are fast to read and one fault each, but a system that must make one first takes milliseconds for it.
+enum class Pages { large, small };
+
+// Memory that kernels may read a little beyond: aligned to 64 bytes, large blocks on large pages if not told otherwise.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t bytes);
+  explicit Buffer(int64_t bytes, Pages pages = Pages::large);
   ~Buffer();
   Buffer(Buffer&& o) noexcept : data_(o.data_), bytes_(o.bytes_), part_of_(std::move(o.part_of_)) { o.data_ = nullptr; }
   Buffer& operator=(Buffer&& o) noexcept;
@@ -49,7 +52,7 @@ class Buffer {
 };
 constexpr int64_t kSlack = 4096;  // what a kernel may read beyond a tensor
 
-// Many small buffers on a few large pages: a page taken from the system costs a microsecond, whatever its size.
+// Many small buffers in a few blocks: a page taken from the system costs a microsecond or more, whatever its size.
 class Slab {
  public:
   // While it lives, small buffers that this thread makes are parts of the slab; `expected` bytes of them in all.
@@ -59,18 +62,19 @@ class Slab {
     ~Scope();
   };
   static bool take(int64_t bytes, Buffer& into);
-  // Let a thread fetch the memory for `expected` bytes from the system: by the time it is wanted, it is there.
-  void fetch(int64_t expected);
+  // Make a block for `expected` bytes now, and let a thread take its pages, and those of `other`, from the system: by the
+  // time they are wanted they are there. `other` must not be used, nor go, before `settle`.
+  void fetch(int64_t expected, const Buffer& other);
+  void settle();  // waits for that thread
   Slab() = default;
   Slab(const Slab&) = delete;
   ~Slab();
 
  private:
-  std::shared_ptr<Buffer> block(int64_t bytes);
   std::shared_ptr<Buffer> block_;
   int64_t used_ = 0, expected_ = 0;
+  std::mutex fetching_;
   std::thread fetcher_;
-  std::vector<std::shared_ptr<Buffer>> fetched_;  // by it; nobody looks until it is done
 };
 
 struct Constant {
@@ -108,8 +112,9 @@ class Model {
     return slot;
   }
   int64_t packed_bytes() const { return bytes_; }
-  // A plan is being made: memory for the constants' packed forms will be wanted soon.
-  void expect_packing();
+  // Constants of about this many bytes will be given and packed, and run: memory for that will be wanted soon. Called
+  // once, before all else.
+  void expect(int64_t bytes);
   void mapped(const void* start, int64_t bytes);
   // Its packed form is what will be read: of a mapped file's memory, lets the system have it back.
   void let_go(const Constant& c) const;

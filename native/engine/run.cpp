@@ -55,6 +55,7 @@ class Lease {  // of the pool; a run that does not get it works alone
 }  // namespace
 
 Buffer Model::borrow(int64_t bytes) {
+  slab_.settle();
   Buffer found;
   {
     std::lock_guard<std::mutex> lock(idle_mutex_);

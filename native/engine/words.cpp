@@ -128,7 +128,7 @@ struct Sum {
 void* pw_crc32_begin(uint32_t crc, const void* data, int64_t size) {
   auto* sum = new Sum;
   try {
-    sum->thread = std::thread([=] { sum->crc = pw::crc32(crc, data, size); });
+    sum->thread = pw::aside([=] { sum->crc = pw::crc32(crc, data, size); });
   } catch (const std::system_error&) {
     sum->crc = pw::crc32(crc, data, size);
   }

@@ -15,7 +15,7 @@ import programs
 from pennyweight.errors import InputError, KernelError
 from pennyweight.program.interpret import interpret
 from pennyweight.runtime import library
-from pennyweight.runtime.engine import Engine
+from pennyweight.runtime.engine import Begun, Engine
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -74,7 +74,7 @@ def packings():
 
 
 @pytest.mark.parametrize("threads", [2, 5])
-@pytest.mark.parametrize("case, program", list(packings()), ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.parametrize(("case", "program"), list(packings()), ids=lambda v: getattr(v, "name", ""))
 @pytest.mark.parametrize("isa", library.supported_isas())
 def test_weights_packed_by_many_threads(case, program, isa, threads):
     want = interpret(program, case.inputs)
@@ -97,3 +97,21 @@ def test_plans_made_at_the_same_time():
     for w in workers:
         w.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("expected", [0, 1 << 20, 3 << 20, 8 << 20, 9 << 20, 1 << 40])
+@pytest.mark.parametrize(
+    ("case", "program"), [*packings(), programs.conv_case((1, 300, 301, 33), 41, (3, 3), pads=1)]
+)
+def test_memory_that_was_expected(case, program, expected):
+    """Too little, enough, too much; runs that take less than what was fetched for them, and more."""
+    want = interpret(program, case.inputs)
+    engine = Engine(program, threads=2, begun=Begun(expected))
+    for _ in range(2):
+        got = engine.run(case.inputs)
+        assert all(np.array_equal(got[k], want[k]) for k in want)
+
+
+def test_models_that_were_begun_and_never_read():
+    for _ in range(20):
+        Begun(4 << 20)

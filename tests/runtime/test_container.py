@@ -90,7 +90,9 @@ def test_many_files_at_once(path):
 @pytest.fixture
 def large(tmp_path, zoo):
     """A file large enough for its checksum to be taken by a thread of its own."""
-    program = ir.replace(zoo, constants={**zoo.constants, "spare": ir.Constant("u8", np.frombuffer(DATA * 3, np.uint8))})
+    program = ir.replace(
+        zoo, constants={**zoo.constants, "spare": ir.Constant("u8", np.frombuffer(DATA * 3, np.uint8))}
+    )
     write_dwt(program, tmp_path / "large.dwt")
     assert (tmp_path / "large.dwt").stat().st_size > 3 * container._ASIDE
     return tmp_path / "large.dwt"

@@ -141,14 +141,20 @@ class Op(Record):
         self.site = site
 
 
-class _Untold(Record):
-    """What a program may be asked for later: `made` gives its `meta` where that is not there yet."""
+class _Read(Record):
+    """What the reader of a file leaves with a program.
 
-    __slots__ = ("made",)
+    Attributes:
+        made: gives its `meta`, where that is not there yet.
+        places: of constants by name: the array that was read, and where it lies in memory.
+    """
+
+    __slots__ = ("made", "places")
     made: Callable[[], dict[str, Any]]
+    places: dict[str, tuple[Array, int]]
 
 
-class Program(_Untold):
+class Program(_Read):
     """Inputs, constants, ops in order, outputs.
 
     Attributes:
@@ -178,6 +184,7 @@ class Program(_Untold):
         self.symbols: dict[str, int] = {} if symbols is None else symbols
         self.tree = tree
         self.meta: dict[str, Any] = {} if meta is None else meta
+        self.places = {}
 
     def __getattr__(self, name: str) -> Any:
         """`meta` when it is first asked for, if it was left to `tell_later`."""

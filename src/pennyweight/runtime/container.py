@@ -9,10 +9,12 @@ A deflated file is such a file inside of a zlib stream, behind `DEFLATED` and it
 from __future__ import annotations
 
 import mmap
+import operator
 import os
 import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +42,7 @@ _HELD: dict[str, tuple[str, int]] = {
     "F16": ("<f2", 2), "BF16": ("<u2", 2), "I16": ("<i2", 2), "U16": ("<u2", 2), "I8": ("|i1", 1), "U8": ("|u1", 1),
     "BOOL": ("|b1", 1), "F8_E4M3": ("|u1", 1), "F8_E5M2": ("|u1", 1),
 }  # fmt: skip
+_OFFSETS = operator.itemgetter(3, 4)  # of an entry
 _FIELDS = {"dtype", "shape", "data_offsets"}
 DTYPES = {name: (np.dtype(held), width) for name, (held, width) in _HELD.items()}
 
@@ -52,12 +55,14 @@ class Container(NamedTuple):  # (a dataclass takes half a millisecond to make, w
         tensors: name to (safetensors dtype, read-only array; on the mapped file, or on what it was inflated to).
         metadata: text by key, the checksum excluded.
         size: bytes of the file, inflated.
+        places: where each tensor lies in memory (an array is slow to say it).
     """
 
     path: str
     tensors: dict[str, tuple[str, Array]]
     metadata: dict[str, str]
     size: int
+    places: dict[str, int]
 
 
 def header_text(
@@ -116,7 +121,8 @@ def opened(path: str | os.PathLike[str], *, check: bool = True) -> tuple[Contain
         header = _header(text, start)
         metadata = _metadata(header.pop("__metadata__", None))
         metadata.pop(CHECKSUM, None)
-        return Container(where, _tensors(header, view, start), metadata, len(view)), checksum
+        tensors, places = _tensors(header, view, start)
+        return Container(where, tensors, metadata, len(view), places), checksum
     except PennyweightError as error:
         raise in_file(error, where) from error
 
@@ -191,12 +197,16 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def _tensors(header: dict[str, Any], view: memoryview, start: int) -> dict[str, tuple[str, Array]]:
-    """Check the table entry by entry, in the order of the data, and view the data in place."""
-    entries = sorted((_entry(name, value) for name, value in header.items()), key=lambda e: e[3:5])
+def _tensors(
+    header: dict[str, Any], view: memoryview, start: int
+) -> tuple[dict[str, tuple[str, Array]], dict[str, int]]:
+    """Check the table entry by entry, in the order of the data, and view the data in place. Also the places."""
+    entries = [_entry(name, value) for name, value in header.items()]
+    entries.sort(key=_OFFSETS)
     end = 0
     tensors: dict[str, tuple[str, Array]] = {}
-    size = len(view) - start
+    places: dict[str, int] = {}
+    size, base = len(view) - start, _extent(view)[0] + start
     for name, dtype, shape, begin, stop in entries:
         if begin != end:
             what = "overlaps the one before it" if begin < end else f"leaves a hole of {begin - end} bytes"
@@ -207,10 +217,11 @@ def _tensors(header: dict[str, Any], view: memoryview, start: int) -> dict[str, 
         if (start + begin) % width:
             raise FormatError(f"tensor {name!r} begins at {begin}, which is not aligned to {width} bytes")
         tensors[name] = dtype, np.ndarray(shape, kind, view, start + begin)
+        places[name] = base + begin
         end = stop
     if end != size:
         raise FormatError(f"{size - end} bytes behind the last tensor belong to nothing")
-    return tensors
+    return tensors, places
 
 
 def _entry(name: str, value: Any) -> tuple[str, str, tuple[int, ...], int, int]:
@@ -300,11 +311,11 @@ class Digest:
     def __init__(self) -> None:
         from pennyweight.runtime import library
 
-        self._crc, self._job = 0, None
-        try:
+        self._crc = 0
+        self._job: int | None = None
+        self._library: Any = None
+        with suppress(KernelError, OSError, AttributeError):  # AttributeError: a library of another version
             self._library = library.load()
-        except (KernelError, OSError, AttributeError):  # AttributeError: a library of another version
-            self._library = None
 
     def add(self, part: Any) -> None:
         """One buffer more."""

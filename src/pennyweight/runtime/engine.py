@@ -25,6 +25,9 @@ _LARGE = 64 << 20  # bytes of a file whose pages are given back to the system wh
 PLANS = 64  # sets of input sizes that an engine keeps ready; a plan is small: memory and weights belong to the model
 
 
+_NOWHERE: tuple[Any, int] = (None, 0)
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -130,6 +133,29 @@ class Plan:
         return int(self._library.pw_plan_arena_bytes(self._handle))
 
 
+class Begun:
+    """A model of about so many bytes that is about to be read: memory for it is fetched meanwhile, by a thread.
+
+    Raises:
+        KernelError: without the library.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self._library = lib.load()
+        self._model = self._library.pw_model_create()
+        self._library.pw_model_expect(self._model, expected)  # without it all is slower, not wrong
+
+    def take(self) -> int:
+        """The native model, now the caller's."""
+        model: int = self._model
+        self._model = 0
+        return model
+
+    def __del__(self) -> None:
+        if getattr(self, "_model", 0):
+            self._library.pw_model_free(self._model)
+
+
 class Engine:
     """A program on libpennyweight. Safe to use from many threads.
 
@@ -138,6 +164,7 @@ class Engine:
         threads: of a run; 0 for one per core.
         isa: instruction set to use; "" for the default (`PENNYWEIGHT_ISA`, or the strongest).
         plans: how many sets of input sizes to keep planned; the least recently used goes first.
+        begun: what was begun before the program was there.
 
     Raises:
         KernelError: without the library, on an unknown instruction set, or if the engine cannot run the program.
@@ -145,7 +172,15 @@ class Engine:
 
     name = "native"
 
-    def __init__(self, program: Program, *, threads: int = 0, isa: str = "", plans: int = PLANS) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        threads: int = 0,
+        isa: str = "",
+        plans: int = PLANS,
+        begun: Begun | None = None,
+    ) -> None:
         program = widened(program)
         self.program, self.threads = program, threads or cores()
         self.library = lib.load()
@@ -156,14 +191,20 @@ class Engine:
             )
         self.isa = isa or lib.default_isa()
         self.isa_index = lib.isa_names().index(self.isa)
-        self.model = self.library.pw_model_create()
-        self._arrays = [
-            np.ascontiguousarray(v.data) for v in program.constants.values()
-        ]  # they are not copied
+        self.model = self.library.pw_model_create() if begun is None else begun.take()
+        self._arrays: list[Array] = []  # they are not copied
+        places: list[int] = []
+        for name, constant in program.constants.items():
+            array, place = program.places.get(name, _NOWHERE)
+            if array is not constant.data:
+                array = np.ascontiguousarray(constant.data)
+                place = _place(array)
+            self._arrays.append(array)
+            places.append(place)
         self.constant_numbers = {name: number for number, name in enumerate(program.constants)}
-        words, count = constant_words(program), len(self._arrays)
-        places = (c.c_void_p * count)(*map(_place, self._arrays))
-        if self.library.pw_model_constants(self.model, count, words.ctypes.data, words.size, places) < 0:
+        words, count = constant_words(program), len(places)
+        given = (c.c_void_p * count)(*places)
+        if self.library.pw_model_constants(self.model, count, words.ctypes.data, words.size, given) < 0:
             raise KernelError(f"the engine refuses a constant: {lib.last_error(self.library)}")
         self._give_back()
         self.most_plans, self.plans_made = plans, 0

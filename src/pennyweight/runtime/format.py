@@ -80,9 +80,10 @@ def _program(container: Container) -> tuple[Program, dict[str, TensorType]]:
         raise FormatError(f"metadata {PROGRAM_KEY!r} is missing")
     program = from_text(metadata[PROGRAM_KEY], {n: a for n, (_, a) in container.tensors.items()})
     for name, constant in program.constants.items():
-        stored = container.tensors[name][0]
+        stored, array = container.tensors[name]
         if STORED[constant.dtype] != stored:
             raise FormatError(f"constant {name!r} is {constant.dtype}, but stored as {stored}")
+        program.places[name] = array, container.places[name]
     program.tell_later(lambda: _meta(metadata.get(META_KEY, "{}"), container.path))
     check_attributes(program)
     types = verify(program)

@@ -50,6 +50,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pw_kernel_count": (c.c_int, []),
     "pw_kernel_get": (c.c_int, [c.c_int, c.POINTER(KernelRow)]),
     "pw_model_create": (_P, []),
+    "pw_model_expect": (c.c_int, [_P, c.c_int64]),
     "pw_model_free": (None, [_P]),
     "pw_model_mapped": (None, [_P, _P, c.c_int64]),
     "pw_model_constants": (c.c_int, [_P, c.c_int, _P, c.c_int64, c.POINTER(_P)]),

@@ -81,6 +81,7 @@ class Session:
             library is there. `session.backend` says which one it became, `session.note` why.
         threads: of the engine; 0 for one per core.
         plans: sets of input sizes that the engine keeps planned; the least recently used goes first.
+        begun: what `load` has begun for the engine already.
 
     Raises:
         KernelError: if the engine is asked for and cannot be had, or cannot run this program.
@@ -89,7 +90,15 @@ class Session:
     >>> session.run(np.zeros((1, 1, 28, 28), np.float32))      # doctest: +SKIP
     """
 
-    def __init__(self, program: Program, *, backend: str = "auto", threads: int = 0, plans: int = 64) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        backend: str = "auto",
+        threads: int = 0,
+        plans: int = 64,
+        begun: engine.Begun | None = None,
+    ) -> None:
         if backend not in BACKENDS:
             raise KernelError(f"there is no backend {backend!r}", hint=nearest(backend, BACKENDS, "backends"))
         self.program = program
@@ -100,7 +109,7 @@ class Session:
         self._types: Mapping[str, TensorType] | None = (
             None  # at the example's sizes, where those have been checked
         )
-        self.backend, self.note, self.engine = _engine(program, backend, threads, plans)
+        self.backend, self.note, self.engine = _engine(program, backend, threads, plans, begun)
 
     # -- what it takes and gives --------------------------------------------------------------------------------
 
@@ -237,7 +246,9 @@ class Session:
         return None if tree is None else values[tree]
 
 
-def _engine(program: Program, backend: str, threads: int, plans: int) -> tuple[str, str, Any]:
+def _engine(
+    program: Program, backend: str, threads: int, plans: int, begun: engine.Begun | None
+) -> tuple[str, str, Any]:
     """The backend's name, why it was chosen, and the thing itself."""
     if backend == "reference":
         return "reference", "asked for", Reference(program)
@@ -249,7 +260,7 @@ def _engine(program: Program, backend: str, threads: int, plans: int) -> tuple[s
             raise
         return "reference", f"the native engine is not available: {why}", Reference(program)
     why = "asked for" if backend == "native" else "its library is there"
-    return "native", why, engine.Engine(program, threads=threads, plans=plans)
+    return "native", why, engine.Engine(program, threads=threads, plans=plans, begun=begun)
 
 
 def load(
@@ -268,6 +279,10 @@ def load(
         OSError: if it cannot be opened.
         KernelError: see `Session`.
     """
+    begun = None
+    if backend in ("auto", "native") and threads != 1:
+        with suppress(KernelError, OSError):  # whichever it is, what comes next says it
+            begun = engine.Begun(os.stat(path).st_size)  # noqa: PTH116
     collecting = gc.isenabled()
     gc.disable()  # thousands of small objects, all of which stay: looking through them takes milliseconds
     try:
@@ -275,6 +290,6 @@ def load(
     finally:
         if collecting:
             gc.enable()
-    session = Session(program, backend=backend, threads=threads)
+    session = Session(program, backend=backend, threads=threads, begun=begun)
     session._passed, session._types = True, types
     return session

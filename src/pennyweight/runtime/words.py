@@ -45,7 +45,16 @@ class Sentences:
         for op in program.ops:
             inputs = [numbers[n] if n in numbers else self._constant(n) for n in op.inputs]
             outputs = [self._value(n, TEMPORARY, -1) for n in op.outputs]
-            words += (OP, texts[op.kind], texts[op.site], len(inputs), *inputs, len(outputs), *outputs, len(op.attrs))
+            words += (
+                OP,
+                texts[op.kind],
+                texts[op.site],
+                len(inputs),
+                *inputs,
+                len(outputs),
+                *outputs,
+                len(op.attrs),
+            )
             for key, value in resolve(op.attrs, symbols).items():
                 kind = type(value)
                 if kind is int or kind is bool:
@@ -72,7 +81,7 @@ class Sentences:
 
     def _value(self, name: str, kind: int, index: int) -> int:
         type_ = self._types[name]
-        shape = type_.shape
+        shape: Any = type_.shape  # sizes are bound
         self._words += (VALUE, kind, index, DTYPES[type_.dtype], len(shape), *shape)
         number = self._numbers[name] = len(self._numbers)
         return number
