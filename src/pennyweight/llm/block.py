@@ -100,7 +100,10 @@ def round_tokens(x: Tensor, scheme: Scheme, params: Tensor | None = None) -> Ten
         scale = (hi - lo) * (1.0 / top)
         scale = torch.where(scale < TINY, torch.ones_like(scale), scale)
         zero = torch.round(-lo * (1.0 / scale)).clamp(0.0, top)
-    return (torch.clamp(torch.round(x * (1.0 / scale)) + zero, 0.0, top) - zero) * scale
+    y = x * (1.0 / scale)
+    if y.requires_grad:
+        return (torch.clamp(torch.round(y) + zero, 0.0, top) - zero) * scale
+    return y.round_().add_(zero).clamp_(0.0, top).sub_(zero).mul_(scale)  # one tensor, not five
 
 
 @contextmanager

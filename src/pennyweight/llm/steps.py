@@ -26,6 +26,7 @@ from pennyweight.llm.block import (
     turned_by,
 )
 from pennyweight.llm.job import Part
+from pennyweight.llm.memory import give_back
 from pennyweight.llm.methods import Problem, extremes, relative_loss, searched
 from pennyweight.llm.online import turn_inputs
 from pennyweight.llm.request import Run
@@ -96,10 +97,12 @@ def with_data(run: Run, index: int, states: dict[str, Tensor], calls: Calls) -> 
         if reads and not request.sequential and not run.method.trains:
             observe(block, streams, groups, schemes, run.method.gram)
         for group in groups if not run.method.trains else []:
+            give_back()
             if reads and request.sequential:
                 observe(block, streams, [group], schemes, run.method.gram)
             _solve(run, block, group, schemes, path, outcome)
             group.forget()
+        give_back()
         after = go(block, batches[0])
         lost = float((after - before).pow(2).mean() / (before - batches[0]).pow(2).mean().clamp_min(1e-30))
         for i, batch in enumerate(batches):
@@ -126,6 +129,7 @@ def _part(path: str, outcome: Outcome, floats: dict[str, Tensor]) -> Part:
 def _solve(
     run: Run, block: nn.Module, group: Group, schemes: dict[str, Scheme], path: str, outcome: Outcome
 ) -> None:
+    give_back()  # of what was run to see what the group reads
     solve_group(block, group, schemes, run.method, path, outcome)
     for name in group.names:
         run.say("layer", f"{path}.{name}", loss=outcome.losses[name], scheme=str(schemes[name].weight))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pennyweight.errors import NonFinite, SolverError
 from pennyweight.formats import grids
-from pennyweight.qtensor import QParams, QTensor, encode, per_element, quantize
+from pennyweight.qtensor import QParams, QTensor, encode, quantize
 from pennyweight.ranges import RangeRule
 from pennyweight.solvers import input_solvers
 from pennyweight.spec import QuantSpec
@@ -80,35 +80,38 @@ def gptq(
 
     # not kept beside its factors: where inputs are many these are what needs most memory
     def ordered() -> Tensor:
-        fresh = _columns(_columns(h, order).mT, order).mT if act_order else h.clone()
+        fresh = _square(h, order if act_order else None)
         fresh.diagonal(dim1=-2, dim2=-1).add_(dead.gather(-1, order).to(h.dtype))
         return fresh
 
     upper = _factor(ordered, damp, spec)
     grid = grids[spec.grid]
-    scale, zero = _spread(weight, spec, params, order, groups)
-    codes = torch.empty_like(work)
+    numbers = None if params is None else _Numbers(weight, spec, params, groups)
+    codes = torch.empty_like(work, dtype=torch.int16 if grid.bits <= 8 else torch.float32)
     found: list[QParams] = []
     block = max(block // width, 1) * width if late else block
     for start in range(0, columns, block):
         stop = min(start + block, columns)
         part, errors = work[:, :, start:stop].clone(), torch.empty_like(work[:, :, start:stop])
+        scale, zero = torch.empty_like(part), torch.empty_like(part)
+        if numbers is not None:
+            scale, zero = numbers.of(order[:, start:stop])
         for i in range(start, stop):
             j = i - start
             if late and i % width == 0:
                 fresh = part[:, :, j : j + width].reshape(weight.shape[0], width)
                 found.append(rule(Values.of(fresh, spec), spec))
-                own = _spread(fresh, spec, found[-1], torch.arange(width).expand(groups, -1), groups)
-                scale[:, :, i : i + width] = own[0]
-                zero[:, :, i : i + width] = own[1]
-            column, s, z = part[:, :, j], scale[:, :, i], zero[:, :, i]
+                own = _Numbers(fresh, spec, found[-1], groups).of(torch.arange(width).expand(groups, -1))
+                scale[:, :, j : j + width], zero[:, :, j : j + width] = own
+            column, s, z = part[:, :, j], scale[:, :, j], zero[:, :, j]
             code = encode(column * (1.0 / s), z, spec)
-            codes[:, :, i] = code.float()
+            codes[:, :, i] = code.to(codes.dtype)
             u = upper[:, i, i:stop].unsqueeze(1)  # [groups, 1, stop - i]
             error = (column - (grid.decode(code) - z) * s) / u[:, :, 0]
             part[:, :, j:] -= error.unsqueeze(-1) * u
             errors[:, :, j] = error
         work[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
+    del work, upper  # neither beside what is still to be made
     if act_order:
         codes = _columns(codes, torch.argsort(order, dim=-1))
     if late:
@@ -155,12 +158,16 @@ def _turned(params: list[Tensor | None], lead: Tensor) -> Tensor:
 
 
 def _columns(x: Tensor, order: Tensor) -> Tensor:
-    """Columns in another order: x [groups, rows, in], order [groups, in]."""
-    return x.gather(-1, order.unsqueeze(1).expand_as(x))
+    """Columns in another order, or some of them: x [groups, rows, in], order [groups, columns]."""
+    return x.gather(-1, order.unsqueeze(1).expand(-1, x.shape[1], -1))
 
 
 def _factor(make: Callable[[], Tensor], damp: float, spec: QuantSpec) -> Tensor:
-    """Upper Cholesky factor of the inverse, float32 [groups, in, in], of a matrix that is made anew for every try."""
+    """Upper Cholesky factor of the inverse, float32 [groups, in, in], of a matrix that is made anew for every try.
+
+    The matrix, column by column in memory as LAPACK has it, becomes its factor, its inverse and that one's factor in
+    place: where inputs are many, two such matrices are what needs most memory.
+    """
     tried: list[float] = []
     for _ in range(DAMPINGS):
         tried.append(damp)
@@ -170,17 +177,15 @@ def _factor(make: Callable[[], Tensor], damp: float, spec: QuantSpec) -> Tensor:
         h /= h.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
         for last, more in zip([0.0, *tried], tried, strict=False):
             h.diagonal(dim1=-2, dim2=-1).add_(more - last)
-        lower, failed = torch.linalg.cholesky_ex(h)
-        del h
+        failed = torch.zeros(len(h), dtype=torch.int32)
+        torch.linalg.cholesky_ex(h, out=(h, failed))
         if not bool(failed.any()):
-            inverse = torch.cholesky_inverse(lower)
-            del lower
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            del inverse
-            if not bool(failed.any()) and bool(torch.isfinite(torch.stack(torch.aminmax(upper))).all()):
-                found: Tensor = upper.float()
+            torch.cholesky_inverse(h, out=h)
+            torch.linalg.cholesky_ex(h, upper=True, out=(h, failed))
+            if not bool(failed.any()) and bool(torch.isfinite(torch.stack(torch.aminmax(h))).all()):
+                found: Tensor = h.float()
                 return found
-            del upper
+        del h
         damp = max(10 * damp, 1e-6)
     raise SolverError(
         f"the gram matrix is not positive definite, not even with {damp / 10:g} of its mean diagonal added",
@@ -190,16 +195,31 @@ def _factor(make: Callable[[], Tensor], damp: float, spec: QuantSpec) -> Tensor:
     )
 
 
-def _spread(
-    weight: Tensor, spec: QuantSpec, params: QParams | None, order: Tensor, groups: int
-) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of every element as stored, [groups, rows, in], columns in the given order; else 1 and 0."""
-    shape = (groups, weight.shape[0] // groups, weight.shape[1])
-    if params is None:
-        return torch.ones(shape), torch.zeros(shape)
-    stored = quantize(weight, spec, params)
-    scale = stored.scales()
-    safe = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero = torch.zeros_like(scale) if stored.zero is None else stored.zero.float()
-    wide = [_columns(per_element(p, tuple(weight.shape)).reshape(shape), order) for p in (safe, zero)]
-    return wide[0], wide[1]
+def _square(h: Tensor, order: Tensor | None) -> Tensor:
+    """A copy of [groups, in, in], column by column in memory; rows and columns in another order, if one is given."""
+    out = torch.empty_like(h, memory_format=torch.contiguous_format)
+    for i, (matrix, to) in enumerate(zip(h.mT, out, strict=True)):
+        lead = torch.arange(h.shape[-1]) if order is None else order[i]
+        for rows, part in zip(lead.split(256), to.split(256), strict=True):
+            part.copy_(matrix[rows][:, lead])
+    return out.mT
+
+
+class _Numbers:
+    """Scales and zero points as stored, of columns in any order: 1 for a scale of 0, 0 where there is no zero point."""
+
+    def __init__(self, weight: Tensor, spec: QuantSpec, params: QParams, groups: int) -> None:
+        stored = quantize(weight, spec, params)
+        scale = stored.scales()
+        safe = torch.where(scale == 0, torch.ones_like(scale), scale)
+        zero = torch.zeros_like(scale) if stored.zero is None else stored.zero.float()
+        self._width = weight.shape[1] // scale.shape[1]
+        rows = weight.shape[0] // scale.shape[0]
+        self._scale, self._zero = (
+            p.repeat_interleave(rows, 0).reshape(groups, -1, scale.shape[1]) for p in (safe, zero)
+        )
+
+    def of(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of every element, [groups, rows, columns], for columns [groups, columns]."""
+        place = columns // self._width
+        return _columns(self._scale, place), _columns(self._zero, place)
