@@ -210,6 +210,17 @@ void fake(int callers) {
   for (std::thread& t : crowd) t.join();
 }
 
+// Checksums by threads of their own, several at a time.
+void sums() {
+  std::vector<char> data(3 << 20);
+  for (size_t i = 0; i < data.size(); ++i) data[i] = char(i * 2654435761u >> 13);
+  std::vector<void*> jobs;
+  for (int i = 0; i < 4; ++i) jobs.push_back(pw_crc32_begin(uint32_t(i), data.data() + i, int64_t(data.size()) - i));
+  for (int i = 0; i < 4; ++i)
+    if (pw_crc32_end(jobs[size_t(i)]) != pw_crc32(uint32_t(i), data.data() + i, int64_t(data.size()) - i))
+      ++wrong, std::fprintf(stderr, "checksum %d differs\n", i);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -219,6 +230,7 @@ int main(int argc, char** argv) {
     for (int i = 2; i < argc; ++i) pools.push_back(std::atoi(argv[i]));
     if (pools.empty()) pools = {1, 2, 4};
     fake(4);
+    sums();
     Reader reader(argv[1]);
     const int64_t count = reader.number();
     for (int64_t i = 0; i < count; ++i) {

@@ -159,6 +159,14 @@ def convs() -> Iterator[tuple[Case, Program]]:
     yield conv_case((1, 6, 9, 70), 70, (3, 3), pads=1, groups=70, extreme=True, zero=255)
 
 
+def packings() -> Iterator[tuple[Case, Program]]:
+    """Weights that many threads pack: of several shares, the last one short; columns over 16, rows over 4, taps."""
+    yield linear_case(3, 1003, 517)
+    yield linear_case(5, 37, 4099, extreme=True)
+    yield conv_case((1, 9, 7, 70), 133, (3, 3), pads=1)
+    yield conv_case((2, 6, 6, 67), 45, (3, 3), stride=2, pads=1, extreme=True)
+
+
 def dynamic_convs() -> Iterator[tuple[Case, Program]]:
     for name, shape, weight, groups in (
         ("plain", (2, 7, 6, 5), (12, 5, 3, 3), 1),
@@ -322,6 +330,7 @@ EXACT = (
     bits,
     wide,
     convs,
+    packings,
     dynamic_convs,
     chains,
     elementwise,

@@ -65,16 +65,8 @@ def test_the_table_has_a_scalar_row_for_every_op():
     assert {op for op, _, _ in table} == {op for op, isa, _ in table if isa == "scalar"}
 
 
-def packings():
-    """Weights of several shares, the last one short: columns over 16, rows over 4, taps apart."""
-    yield programs.linear_case(3, 1003, 517)
-    yield programs.linear_case(5, 37, 4099, extreme=True)
-    yield programs.conv_case((1, 9, 7, 70), 133, (3, 3), pads=1)
-    yield programs.conv_case((2, 6, 6, 67), 45, (3, 3), stride=2, pads=1, extreme=True)
-
-
 @pytest.mark.parametrize("threads", [2, 5])
-@pytest.mark.parametrize(("case", "program"), list(packings()), ids=lambda v: getattr(v, "name", ""))
+@pytest.mark.parametrize(("case", "program"), list(programs.packings()), ids=lambda v: getattr(v, "name", ""))
 @pytest.mark.parametrize("isa", library.supported_isas())
 def test_weights_packed_by_many_threads(case, program, isa, threads):
     want = interpret(program, case.inputs)
@@ -84,7 +76,7 @@ def test_weights_packed_by_many_threads(case, program, isa, threads):
 
 def test_plans_made_at_the_same_time():
     """One of them gets the pool's help, the others pack alone."""
-    made = list(packings()) * 3
+    made = list(programs.packings()) * 3
     wrong = []
 
     def work(case, program):
@@ -101,7 +93,7 @@ def test_plans_made_at_the_same_time():
 
 @pytest.mark.parametrize("expected", [0, 1 << 20, 3 << 20, 8 << 20, 9 << 20, 1 << 40])
 @pytest.mark.parametrize(
-    ("case", "program"), [*packings(), programs.conv_case((1, 300, 301, 33), 41, (3, 3), pads=1)]
+    ("case", "program"), [*programs.packings(), programs.conv_case((1, 300, 301, 33), 41, (3, 3), pads=1)]
 )
 def test_memory_that_was_expected(case, program, expected):
     """Too little, enough, too much; runs that take less than what was fetched for them, and more."""
