@@ -419,3 +419,12 @@ def test_any_program_does_what_it_did(imports, lines):
     if error is None:
         assert now is None, f"{now!r} in\n{result.code}"
         assert new == old
+
+
+def test_a_name_made_local_by_an_import_that_another_use_needs():
+    result = rewrite(
+        "import torchao\n\n\ndef f(m, a):\n    torchao.quantize_(m)\n    import torch\n"
+        "    return torch._export.capture_pre_autograd_graph(m, a)\n"
+    )
+    assert "import pennyweight.compat.export\n    import torch" in result.code
+    assert [(n.line, n.what) for n in result.notes if "further down" in n.why] == [(5, "torchao.quantize_")]

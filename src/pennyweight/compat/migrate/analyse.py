@@ -338,12 +338,17 @@ class _Analysis(cst.CSTVisitor):
             self.found.before.setdefault(binding.statement, set()).add(module)
             self.imported.append((binding.statement, module))
             if inside and self._function(binding.statement) is not self._function(use):
-                why = Gone(
-                    "'pennyweight' is a local name here, imported further down", "Move that import up."
-                )
-                self._note(use, dotted(use) or module, why)
+                self._unbound(use, module)
+        for module, _, use in self.needs:  # an import that another use needed may have made the name local
+            inside = self._local(use)
+            if inside and not any(self._serves(statement, use) for statement in inside):
+                self._unbound(use, module)
         if self.quantizes:
             self.found.notes += self.suspects
+
+    def _unbound(self, use: cst.CSTNode, module: str) -> None:
+        why = Gone("'pennyweight' is a local name here, imported further down", "Move that import up.")
+        self._note(use, dotted(use) or module, why)
 
     def _local(self, use: cst.CSTNode) -> set[Statement]:
         """Imports that make `pennyweight` a local name of the function that a use is in."""
