@@ -361,7 +361,9 @@ def main() -> None:
             sub.add_argument("--methods", default="rtn,searched,gptq")
             sub.add_argument("--steps", type=int, default=200, help="of methods that train")
             sub.add_argument(
-                "--options", default="{}", help="of the request, JSON: awq, smooth, rotate, hadamard, retarget"
+                "--options",
+                default="{}",
+                help="of the request, JSON: awq, smooth, rotate, hadamard, retarget",
             )
             sub.add_argument("--asymmetric", action="store_true")
             sub.add_argument("--json", default="")

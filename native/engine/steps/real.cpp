@@ -8,10 +8,6 @@ namespace pw {
 
 namespace {
 
-}  // namespace
-
-namespace {
-
 struct Stored {
   const Constant* codes;
   const Constant* scale;

@@ -101,8 +101,6 @@ def round_tokens(x: Tensor, scheme: Scheme, params: Tensor | None = None) -> Ten
         scale = torch.where(scale < TINY, torch.ones_like(scale), scale)
         zero = torch.round(-lo * (1.0 / scale)).clamp(0.0, top)
     y = x * (1.0 / scale)
-    if y.requires_grad:
-        return (torch.clamp(torch.round(y) + zero, 0.0, top) - zero) * scale
     return y.round_().add_(zero).clamp_(0.0, top).sub_(zero).mul_(scale)  # one tensor, not five
 
 

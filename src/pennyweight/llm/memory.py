@@ -12,11 +12,7 @@ def _trim() -> Any:
     """glibc's `malloc_trim`; None elsewhere."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
-    except (
-        OSError,
-        AttributeError,
-        TypeError,
-    ):  # no such library, no such function, no handle of the process itself
+    except (OSError, AttributeError, TypeError):  # not glibc; no handle of the process itself
         return None
     trim.restype, trim.argtypes = ctypes.c_int, [ctypes.c_size_t]
     return trim

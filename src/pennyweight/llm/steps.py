@@ -97,9 +97,10 @@ def with_data(run: Run, index: int, states: dict[str, Tensor], calls: Calls) -> 
         if reads and not request.sequential and not run.method.trains:
             observe(block, streams, groups, schemes, run.method.gram)
         for group in groups if not run.method.trains else []:
-            give_back()
             if reads and request.sequential:
+                give_back()
                 observe(block, streams, [group], schemes, run.method.gram)
+            give_back()
             _solve(run, block, group, schemes, path, outcome)
             group.forget()
         give_back()
@@ -129,7 +130,6 @@ def _part(path: str, outcome: Outcome, floats: dict[str, Tensor]) -> Part:
 def _solve(
     run: Run, block: nn.Module, group: Group, schemes: dict[str, Scheme], path: str, outcome: Outcome
 ) -> None:
-    give_back()  # of what was run to see what the group reads
     solve_group(block, group, schemes, run.method, path, outcome)
     for name in group.names:
         run.say("layer", f"{path}.{name}", loss=outcome.losses[name], scheme=str(schemes[name].weight))

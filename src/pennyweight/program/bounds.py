@@ -65,9 +65,12 @@ def _all_whole(low: int, high: int) -> Callable[[Any], bool]:
     return check
 
 
+_ranks = _all_whole(0, MAX_RANK)
+
+
 def _distinct(v: Any) -> bool:
     """Different axes."""
-    return _all_whole(0, MAX_RANK)(v) and len(set(v)) == len(v)
+    return _ranks(v) and len(set(v)) == len(v)
 
 
 def _size(v: Any) -> bool:

@@ -44,19 +44,16 @@ def read_typed(
     """As `read`; with the types of all values at the sizes of the example. The meta is read when it is asked for."""
     container, checksum = opened(path, check=check_sum)
     try:
-        found = _program(container)
+        try:
+            return _program(container)
+        finally:  # whatever is wrong with the program: damage is the reason, where there is damage
+            if checksum is not None:
+                checksum.verify()
     except PennyweightError as error:
-        if checksum is not None:
-            checksum.verify()  # damage is the reason, where there is damage
         raise in_file(error, container.path) from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        if checksum is not None:
-            checksum.verify()
         what = f"the program does not verify: {type(error).__name__}: {str(error)[:200]}"
         raise FormatError(what, site=container.path) from error
-    if checksum is not None:
-        checksum.verify()
-    return found
 
 
 def _program(container: Container) -> tuple[Program, dict[str, TensorType]]:
