@@ -121,6 +121,27 @@ def test_gptq_of_two_bits_takes_the_ranges_of_least_output_error(weight, gram, g
     assert relative_loss(weight, found, gram) <= share * relative_loss(weight, fixed, gram)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "options", "factor"),
+    [
+        ("w3a16", {}, 0.9),
+        ("w2a16", {"group": 32, "asymmetric": True}, 0.9),
+        ("w8a8-static", {"retarget": True}, 1.02),
+    ],
+)
+def test_autoround_goes_on_from_gptq(llama, ids, want, tmp_path, scheme, options, factor):
+    quantize(llama, tmp_path / "start", Request(scheme, method="gptq", **options), ids)
+    said = []
+    request = Request(scheme, method="autoround", steps=40, **options)
+    quantize(llama, tmp_path / "out", request, ids, report=said.append)
+    assert lost(load(tmp_path / "out"), ids, want) < factor * lost(load(tmp_path / "start"), ids, want)
+    trained = [e for e in said if e["what"] == "trained"]
+    assert len(trained) == 3
+    assert all(e["loss"] <= e["before"] for e in trained)
+    layers = [e["site"] for e in said if e["what"] == "layer"]
+    assert len(layers) == len(set(layers))
+
+
 def test_autoround_rounds_activations_while_it_trains(llama, ids, want, tmp_path):
     quantize(llama, tmp_path / "plain", Request("w3a8"))
     quantize(llama, tmp_path / "out", Request("w3a8", method="autoround", steps=40), ids)

@@ -1,4 +1,4 @@
-"""AutoRound: the roundings and ranges of a whole block, trained by the signs of gradients."""
+"""AutoRound: the roundings and ranges of a whole block, trained by the error of its output."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_flatten
 
 from pennyweight.llm.block import Run, Streams, round_tokens, turned_by
 from pennyweight.llm.online import TurnsInputs
-from pennyweight.llm.schemes import Scheme, bits_of
+from pennyweight.llm.schemes import Scheme
 from pennyweight.llm.skeleton import put_module
+from pennyweight.llm.store import Solved
 from pennyweight.nn.linear import LinearTwin
 from pennyweight.qtensor import QTensor
 from pennyweight.reconstruction.blocks import Unit
@@ -26,10 +27,10 @@ class Training:
     """How long and how far.
 
     Args:
-        steps: of signed gradient descent.
+        steps: of Adam.
         windows: of a step.
-        rate: of a step; `1 / steps` where nothing is said, twice that below 4 bits from 1000 steps on. It falls
-            to 0 in a line.
+        rate: of weights in steps of their grid, a tenth of it for logarithms of scales; `0.2 / steps` where nothing
+            is said. It falls to 0 in a line.
         seed: of the order of windows.
     """
 
@@ -37,10 +38,6 @@ class Training:
     windows: int = 8
     rate: float = 0.0
     seed: int = 0
-
-    def size(self, bits: int) -> float:
-        """Of the first step."""
-        return self.rate or (2.0 if bits < 4 and self.steps >= 1000 else 1.0) / self.steps
 
 
 class _Run(nn.Module):
@@ -70,20 +67,21 @@ def _twin(name: str, layer: nn.Linear, scheme: Scheme) -> LinearTwin:
 def autoround(
     block: nn.Module,
     streams: Streams,
-    starts: dict[str, QTensor],
+    starts: dict[str, Solved],
     schemes: dict[str, Scheme],
     targets: Tensor,
     training: Training,
 ) -> tuple[dict[str, QTensor], float, float]:
     """Minimise `|block'(x) - y|^2` over the hidden states, from given codes, by the loop of `reconstruction`.
 
-    `V -= rate sign(dV)`, clipped to [-1/2, 1/2]; the same for the stretch of every scale, in [1/2, 3/2]. The best step
-    by the loss of its windows and the last one are measured; the start is kept where neither is better.
+    What is learned of every layer: `FreeRounding`. The best step by the loss of its windows and the last one are
+    measured; the start is kept where neither is better. From GPTQ's codes signed steps, those of the paper, find
+    nothing better; from nearest rounding, as there, they end behind GPTQ where tokens are few.
 
     Args:
         block: with its float weights; left as it is.
         streams: what enters the block.
-        starts: codes to start from, by layer; on grids of integers.
+        starts: codes to start from, by layer, on grids of integers; and how calibrated inputs are rounded.
         schemes: of the layers; activations are rounded as they say.
         targets: what should leave the block, [windows, length, width].
         training: see there.
@@ -91,17 +89,16 @@ def autoround(
     Returns:
         Codes by layer, the loss before and the loss after: squared errors summed over the width.
 
-    Source: Cheng et al. 2023 (arXiv:2309.05516), equations 3 to 5 and algorithm 1.
+    Source: Cheng et al. 2023 (arXiv:2309.05516), algorithm 1; steps are those of Hubara et al. 2021 (arXiv:2006.10518).
     """
     layers = {n: block.get_submodule(n) for n in starts}
     doubles: dict[str, Any] = {n: _twin(n, cast(nn.Linear, m), schemes[n]) for n, m in layers.items()}
     for name, twin in doubles.items():
-        twin.solved["weight"] = starts[name]
-    least = min(bits_of(q.spec) for q in starts.values())
+        twin.solved["weight"] = starts[name].weight
     size = len(streams.batches[0])
     settings = Settings(
-        training.steps, min(training.windows, size), training.size(least), pressure=0.0, warmup=1.0, drop=0.0,
-        steps=False, biases=False, rounding="signs", stretch=True, keep=True,
+        training.steps, min(training.windows, size), training.rate or 0.2 / training.steps, pressure=0.0, warmup=1.0,
+        drop=0.0, steps=False, biases=False, rounding="free", keep=True,
     )  # fmt: skip
     hidden = streams.whole()
     every = Samples([hidden], [True], len(hidden), False, tree_flatten(((hidden,), {}))[1])
@@ -109,7 +106,7 @@ def autoround(
     unit = Block(Unit("", tuple(starts)), _Run(block, streams.run), weights, every, targets, chunk=size)
     for name, twin in doubles.items():
         put_module(block, name, twin)
-    handles = _rounded_inputs(block, schemes)
+    handles = _rounded_inputs(block, schemes, starts)
     try:
         first, last = reconstruct(unit, settings, training.seed, lambda: None)
     finally:
@@ -120,17 +117,20 @@ def autoround(
     return {n: t.solved["weight"] for n, t in doubles.items()}, first, last
 
 
-def _rounded_inputs(block: nn.Module, schemes: dict[str, Scheme]) -> list[torch.utils.hooks.RemovableHandle]:
+def _rounded_inputs(
+    block: nn.Module, schemes: dict[str, Scheme], starts: dict[str, Solved]
+) -> list[torch.utils.hooks.RemovableHandle]:
     """Round the inputs of layers, with the gradient of the identity."""
 
-    def hook(scheme: Scheme) -> Callable[..., tuple[Tensor]]:
+    def hook(name: str) -> Callable[..., tuple[Tensor]]:
         def rounded(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-            return (args[0] + (round_tokens(args[0].detach(), scheme) - args[0]).detach(),)
+            x = round_tokens(args[0].detach(), schemes[name], starts[name].input)
+            return (args[0] + (x - args[0]).detach(),)
 
         return rounded
 
     return [
-        block.get_submodule(name).register_forward_pre_hook(hook(scheme))
-        for name, scheme in schemes.items()
-        if scheme.input is not None and not scheme.static
+        block.get_submodule(name).register_forward_pre_hook(hook(name))
+        for name in starts
+        if schemes[name].input is not None
     ]

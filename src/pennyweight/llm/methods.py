@@ -43,7 +43,7 @@ class Method:
     """An entry of `methods`.
 
     Attributes:
-        solve: finds the codes of one layer; of a method that trains, where training starts.
+        solve: finds the codes of one layer; of a method that trains, those where training starts.
         gram: whether it reads the second moments of the inputs.
         awq: whether inputs are first scaled as AWQ does.
         trains: whether the roundings of a block are then trained together.
@@ -149,9 +149,10 @@ methods.add(
 methods.add(
     "autoround",
     Method(
-        _searched,
+        _gptq,
+        gram=True,
         trains=True,
-        about="AutoRound: roundings and ranges of a block trained by signs of gradients",
+        about="AutoRound: roundings and ranges of a block trained together, from GPTQ's codes",
     ),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,13 +17,11 @@ from pennyweight.llm.block import (
     Outcome,
     Streams,
     groups_of,
-    input_params,
     linears,
     observe,
     round_tokens,
     rounding,
     solve_group,
-    turned_by,
 )
 from pennyweight.llm.job import Part
 from pennyweight.llm.memory import give_back
@@ -89,21 +87,23 @@ def with_data(run: Run, index: int, states: dict[str, Tensor], calls: Calls) -> 
     biases = {n for n in changed if n.endswith(".bias")}
     before = go(block, batches[0])
     reads = run.method.gram or run.scheme.static
-    if run.method.trains:
-        if reads:
-            observe(block, streams, groups, schemes, run.method.gram)
-        _train(run, block, groups, streams, schemes, path, outcome)
+    names = schemes if run.method.trains else ()
+    weights = {n: block.get_submodule(n).get_parameter("weight").detach() for n in names}
+    seen = streams if request.retarget else Streams(go, batches)
     with rounding(block, schemes, outcome.layers):
-        if reads and not request.sequential and not run.method.trains:
-            observe(block, streams, groups, schemes, run.method.gram)
-        for group in groups if not run.method.trains else []:
+        if reads and not request.sequential:
+            observe(block, seen, groups, schemes, run.method.gram)
+        for group in groups:
             if reads and request.sequential:
                 give_back()
-                observe(block, streams, [group], schemes, run.method.gram)
+                observe(block, seen, [group], schemes, run.method.gram)
             give_back()
             _solve(run, block, group, schemes, path, outcome)
             group.forget()
         give_back()
+    if run.method.trains:
+        _train(run, block, weights, streams, schemes, path, outcome)
+    with rounding(block, schemes, outcome.layers):
         after = go(block, batches[0])
         lost = float((after - before).pow(2).mean() / (before - batches[0]).pow(2).mean().clamp_min(1e-30))
         for i, batch in enumerate(batches):
@@ -131,33 +131,27 @@ def _solve(
     run: Run, block: nn.Module, group: Group, schemes: dict[str, Scheme], path: str, outcome: Outcome
 ) -> None:
     solve_group(block, group, schemes, run.method, path, outcome)
-    for name in group.names:
+    for name in group.names if not run.method.trains else []:
         run.say("layer", f"{path}.{name}", loss=outcome.losses[name], scheme=str(schemes[name].weight))
 
 
 def _train(
-    run: Run, block: nn.Module, groups: list[Group], streams: Streams, schemes: dict[str, Scheme], path: str,
+    run: Run, block: nn.Module, weights: dict[str, Tensor], streams: Streams, schemes: dict[str, Scheme], path: str,
     outcome: Outcome,
 ) -> None:  # fmt: skip
-    """All layers of the block together, toward what the float block makes of the float stream."""
-    starts: dict[str, QTensor] = {}
-    of: dict[str, Group] = {}
-    for group in groups:
-        for name in group.names:
-            weight = block.get_submodule(name).get_parameter("weight").detach()
-            starts[name] = run.method.solve(Problem(weight, schemes[name].weight))
-            of[name] = group
+    """All layers of the block together, from what was solved, toward what the float block makes of the float stream."""
+    for name, weight in weights.items():
+        block.get_submodule(name)._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     assert streams.floats is not None
     assert streams.float_block is not None
     targets = torch.cat([streams.run(streams.float_block, x) for x in streams.floats])
     training = Training(run.request.steps, seed=run.request.seed)
-    found, before, after = autoround(block, streams, starts, schemes, targets, training)
+    found, before, after = autoround(block, streams, outcome.layers, schemes, targets, training)
     run.say("trained", path, loss=after, before=before)
     for name, q in found.items():
         layer = block.get_submodule(name)
-        outcome.losses[name] = relative_loss(layer.get_parameter("weight").detach(), q, None)
-        params = input_params(of[name], schemes[name])
-        outcome.layers[name] = Solved(schemes[name], q, params, turned_by(layer))
+        outcome.losses[name] = relative_loss(weights[name], q, None)
+        outcome.layers[name] = replace(outcome.layers[name], weight=q)
         layer._parameters["weight"] = nn.Parameter(q.dequantize(), requires_grad=False)
         run.say("layer", f"{path}.{name}", loss=outcome.losses[name], scheme=str(schemes[name].weight))
 

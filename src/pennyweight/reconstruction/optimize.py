@@ -37,7 +37,6 @@ class Settings:
         steps, biases: whether the scales of activations, and a shift of every bias, are learned too.
         rounding: "soft" (sigmoids), "signs" (signed gradients) or "free" (any level, under scales that are
             learned too).
-        stretch: whether "signs" learns a factor of the scales of weights too.
         keep: whether the step of least running error is a candidate beside the last.
     """
 
@@ -50,7 +49,6 @@ class Settings:
     steps: bool
     biases: bool
     rounding: Rounding
-    stretch: bool = False
     keep: bool = False
 
 
@@ -248,14 +246,13 @@ class _Learner:
         with torch.no_grad():
             for r in self.roundings:
                 assert isinstance(r, SignRounding)
-                for p, low, high in r.signed():
-                    if p.grad is not None:
-                        p.sub_(p.grad.sign(), alpha=rate).clamp_(low, high)
+                if r.logits.grad is not None:
+                    r.logits.sub_(r.logits.grad.sign(), alpha=rate).clamp_(-0.5, 0.5)
 
 
 def _rounding(matrix: Tensor, q: QTensor, settings: Settings) -> SoftRounding | SignRounding | FreeRounding:
     if settings.rounding == "signs":
-        return SignRounding(matrix, q, settings.stretch)
+        return SignRounding(matrix, q)
     return FreeRounding(matrix, q) if settings.rounding == "free" else SoftRounding(matrix, q)
 
 

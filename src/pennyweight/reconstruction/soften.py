@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pennyweight.formats import grids
 from pennyweight.formats.integer import Integer
-from pennyweight.qtensor import QParams, QTensor, blocked, per_element, quantize, unblocked_param
+from pennyweight.qtensor import QParams, QTensor, per_element, quantize
 
 STRETCH, SHIFT = 1.2, -0.1  # of the sigmoid, so that 0 and 1 are reached
 
@@ -65,62 +65,43 @@ class SoftRounding(nn.Module):
 class SignRounding(nn.Module):
     """As `SoftRounding`, with offsets that are added before rounding and follow the signs of their gradients.
 
-        w' = s' (clamp(rint(w / s' + v) + z, qmin, qmax) - z),  s' = a s,  v in [-1/2, 1/2],  dw'/dv = s'
+        w' = s (clamp(rint(w / s + v) + z, qmin, qmax) - z),  v in [-1/2, 1/2],  dw'/dv = s
 
     Args:
         matrix: the weight, [out, in].
         q: its codes, whose scales and zero points are kept.
-        stretch: learn a factor a in [1/2, 3/2] of every scale too; 1 if not.
 
-    Source: Cheng et al. 2023, "SignRound" (arXiv:2309.05516), equations 3 to 5; the stretch of a given scale stands
-    for the trained ends of the range.
+    Source: Cheng et al. 2023, "SignRound" (arXiv:2309.05516), equations 3 to 5.
     """
 
-    def __init__(self, matrix: Tensor, q: QTensor, stretch: bool = False) -> None:
+    def __init__(self, matrix: Tensor, q: QTensor) -> None:
         super().__init__()
-        self.q, self.shape = q, tuple(matrix.shape)
+        self.q, shape = q, tuple(matrix.shape)
         grid = grids[q.spec.grid]
         assert isinstance(grid, Integer)
         self.qmin, self.qmax = grid.qmin, grid.qmax
         scale = q.scales()
-        self.scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        self.zero = 0.0 if q.zero is None else unblocked_param(q.zero.float(), self.shape)
-        self.matrix = matrix.detach().float()
-        self.place = blocked(self.matrix, tuple(scale.shape)) / unblocked_param(self.scale, self.shape)
-        self.logits = nn.Parameter(torch.zeros(self.shape))
-        self.stretch = nn.Parameter(torch.ones_like(self.scale)) if stretch else None
-
-    def signed(self) -> list[tuple[nn.Parameter, float, float]]:
-        """What follows the signs of gradients, and between which ends."""
-        found = [(self.logits, -0.5, 0.5)]
-        return found if self.stretch is None else [*found, (self.stretch, 0.5, 1.5)]
+        self.scale = per_element(torch.where(scale == 0, torch.ones_like(scale), scale), shape)
+        zero = torch.zeros_like(scale) if q.zero is None else q.zero.float()
+        self.zero = per_element(zero, shape)
+        self.place = matrix.detach().float() / self.scale
+        self.logits = nn.Parameter(torch.zeros(shape))
 
     def forward(self, matrix: Tensor) -> Tensor:
         """The weight, rounded; gradients go to what is learned as if it were not."""
-        scale, place = unblocked_param(self.scale, self.shape), self.place
-        if self.stretch is not None:
-            stretch = unblocked_param(self.stretch, self.shape)
-            scale, place = scale * stretch, place / stretch
-        moved = place + blocked(self.logits, tuple(self.scale.shape))
+        moved = self.place + self.logits
         whole = moved + (torch.round(moved) - moved).detach()
-        codes = (whole + self.zero).clamp(self.qmin, self.qmax)
-        return ((codes - self.zero) * scale).reshape(self.shape)
+        return ((whole + self.zero).clamp(self.qmin, self.qmax) - self.zero) * self.scale
 
     def undecided(self, power: float) -> Tensor:
         """Nothing is."""
         return torch.zeros(())
 
     def codes(self) -> QTensor:
-        """What was learned, under scales as they are stored."""
-        stored, place = self.q.scale, self.place
-        if self.stretch is not None:
-            params = QParams(self.scale * self.stretch.detach(), self.q.zero)
-            again = quantize(self.matrix, self.q.spec, params)
-            stored, scale = again.scale, again.scales()
-            place = blocked(self.matrix, tuple(scale.shape)) / unblocked_param(scale, self.shape)
-        moved = torch.round(place + blocked(self.logits.detach(), tuple(self.scale.shape))) + self.zero
-        codes = moved.clamp(self.qmin, self.qmax).reshape(self.shape).to(self.q.codes.dtype)
-        return QTensor(codes, stored, self.q.zero, self.q.spec)
+        """What was learned."""
+        moved = torch.round(self.place + self.logits.detach()) + self.zero
+        codes = moved.clamp(self.qmin, self.qmax).to(self.q.codes.dtype)
+        return QTensor(codes, self.q.scale, self.q.zero, self.q.spec)
 
 
 class FreeRounding(nn.Module):
