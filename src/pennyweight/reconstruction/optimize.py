@@ -20,6 +20,7 @@ from pennyweight.reconstruction.samples import Samples, first_tensor
 from pennyweight.reconstruction.soften import FreeRounding, SignRounding, SoftRounding, can_soften
 
 Rounding = Literal["soft", "signs", "free"]
+FASTER, SLOWER = 1.5, 1 / 3  # the rate after a round with gain, and after one without
 CHECKED = 256  # samples on which a block is compared before and after
 
 
@@ -37,7 +38,8 @@ class Settings:
         steps, biases: whether the scales of activations, and a shift of every bias, are learned too.
         rounding: "soft" (sigmoids), "signs" (signed gradients) or "free" (any level, under scales that are
             learned too).
-        keep: whether the step of least running error is a candidate beside the last.
+        rounds: parts of the steps, with "free" each with a rate that falls to 0. After a part without gain what it
+            learned is taken back, and the next begins at a third of its rate; else at one and a half of it.
     """
 
     iterations: int
@@ -49,7 +51,7 @@ class Settings:
     steps: bool
     biases: bool
     rounding: Rounding
-    keep: bool = False
+    rounds: int = 1
 
 
 @dataclass
@@ -125,11 +127,17 @@ def reconstruct(
         before = best = block.measured()
         kept = _State.of(block)
         learner = _Learner(block, settings)
-        for values in learner.run(max(before, 1e-20), tick):
-            learner.settle(values)
+        values = learner.values()
+        for _ in range(settings.rounds):
+            learner.run(max(before, 1e-20), tick)
+            learner.settle()
             after = block.measured()
             if after < best:
-                best, kept = after, _State.of(block)
+                best, kept, values = after, _State.of(block), learner.values()
+                learner.pace *= FASTER
+            else:
+                learner.back(values)
+                learner.pace *= SLOWER
         kept.restore()
     return before, best
 
@@ -158,7 +166,7 @@ class _Learner:
 
     def __init__(self, block: Block, settings: Settings) -> None:
         self.block, self.settings = block, settings
-        self.signs = settings.rounding == "signs"
+        self.signs, self.pace = settings.rounding == "signs", 1.0
         self.learned = [
             (t, n, _rounding(w, t.solved[n], settings))
             for t, n, w in block.weights
@@ -170,7 +178,7 @@ class _Learner:
         self.beside: list[_Shift | _Step] = [*shifts, *steps]
         self.roundings = [r for _, _, r in self.learned]
         self.free = [*(p for r in self.roundings for p in r.parameters()), *(s.free for s in self.beside)]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {
                 "params": [r.logits for r in self.roundings if isinstance(r, SoftRounding)],
                 "lr": settings.rate,
@@ -185,33 +193,20 @@ class _Learner:
         ]
         groups = [g for g in groups if g["params"]]
         self.optimizer = torch.optim.Adam(groups) if groups else None
-        self.schedule = None
-        # levels that still flip at the end would not be those the scales were learned for
-        if settings.rounding == "free" and self.optimizer is not None:
-            self.schedule = torch.optim.lr_scheduler.LambdaLR(
-                self.optimizer, lambda i: 1 - i / settings.iterations
-            )
+        self.rates = [g["lr"] for g in groups]
 
-    def run(self, unit: float, tick: Callable[[], object]) -> list[list[Tensor]]:
-        """All steps; returns what is worth a look: the values of `free` at the end, and before at the best step.
-
-        unit: the error that counts as 1.
-        """
+    def run(self, unit: float, tick: Callable[[], object]) -> None:
+        """The steps of a round; `unit`: the error that counts as 1."""
         block, settings = self.block, self.settings
         size = 1 if block.samples.ragged else min(settings.batch, block.samples.count)
         quantizers = [m for m in block.module.modules() if isinstance(m, ActivationQuantizer)]
-        least, running, found = math.inf, math.inf, []
+        count = max(settings.iterations // settings.rounds, 1)
         with _in_place(self.learned), _dropping(quantizers, settings.drop):
-            for i in range(settings.iterations):
+            for i in range(count):
                 for s in self.beside:
                     s.apply()
                 index = torch.randint(block.samples.count, (size,))
                 loss = block.error(index, settings.drop) / unit
-                if settings.keep:
-                    now = float(loss.detach())
-                    running = now if running == math.inf else 0.9 * running + 0.1 * now
-                    if running < least and i > settings.iterations // 4:
-                        least, found = running, [self.values()]
                 power = _power(i / settings.iterations, settings.warmup)
                 if power:
                     undecided = sum(r.undecided(power) for r in self.roundings) / len(self.roundings)
@@ -222,20 +217,28 @@ class _Learner:
                 if self.signs:
                     self._signed_step(settings.rate * (1 - i / settings.iterations))
                 if self.optimizer is not None:
+                    if settings.rounding == "free":
+                        # levels that still flip at the end would not be those the scales were learned for
+                        self._rate(self.pace * (1 - i / count))
                     self.optimizer.step()
-                if self.schedule is not None:
-                    self.schedule.step()
                 tick()
-        return [*found, self.values()]
+
+    def _rate(self, factor: float) -> None:
+        assert self.optimizer is not None
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
 
     def values(self) -> list[Tensor]:
         """A copy of what is learned so far."""
         return [p.detach().clone() for p in self.free]
 
-    def settle(self, values: list[Tensor]) -> None:
-        """Let the block compute with codes of these values."""
+    def back(self, values: list[Tensor]) -> None:
+        """To such a copy."""
         for p, value in zip(self.free, values, strict=True):
             p.data.copy_(value)
+
+    def settle(self) -> None:
+        """Let the block compute with codes of what is learned."""
         for twin, name, rounding in self.learned:
             twin.solved = {**twin.solved, name: rounding.codes()}
         for s in self.beside:
