@@ -5,6 +5,8 @@ import io
 import json
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -139,6 +141,24 @@ def test_two_processes_write_what_one_writes(trained, case):
     kept = same(folder / f"one-{case}", folder / f"two-{case}", folder / CASES[case][0])
     assert set(kept.values()) == {case == "lora"}  # beside low ranks floats stay
     assert load(folder / f"two-{case}").can_generate()
+
+
+def test_the_launcher_starts_the_same_command(trained):
+    folder, _, alone = trained
+    source, r = CASES["weights"]
+    options = [
+        w
+        for k, v in {"text": f"{folder}/text.pt", "scheme": r.scheme, **SMALL}.items()
+        for w in (f"--{k}", str(v))
+    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m",
+               "pennyweight.cli.main", "llm", "train", f"{folder}/{source}", "-o", f"{folder}/launched", "--json"]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout)["events"]  # one process alone prints
+    assert [e["loss"] for e in said if e["what"] == "trained"] == pytest.approx(alone["weights"], rel=1e-4)
+    same(folder / "one-weights", folder / "launched", folder / source)
 
 
 def test_what_goes_wrong_ends_both_processes(trained):
