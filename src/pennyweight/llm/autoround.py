@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from pennyweight.llm.block import Run, Streams, round_tokens, turned_by
 from pennyweight.llm.online import TurnsInputs
-from pennyweight.llm.schemes import Scheme
+from pennyweight.llm.schemes import Scheme, bits_of
 from pennyweight.llm.skeleton import put_module
 from pennyweight.llm.store import Solved
 from pennyweight.nn.linear import LinearTwin
@@ -31,9 +31,9 @@ class Training:
     Args:
         steps: of Adam.
         windows: of a step.
-        rate: of weights in steps of their grid, a tenth of it for logarithms of scales; `0.6 / steps` where nothing
-            is said. That of the first of ROUNDS, see `Settings.rounds`: what gains most is 30 times as much in one
-            model as in another.
+        rate: of weights in steps of their grid, a tenth of it for logarithms of scales; `0.2 / steps` where nothing
+            is said, three times that for 2 bits. It is that of the first of ROUNDS, see `Settings.rounds`: what gains
+            most is 30 times as much in one model as in another.
         seed: of the order of windows.
     """
 
@@ -41,6 +41,10 @@ class Training:
     windows: int = 8
     rate: float = 0.0
     seed: int = 0
+
+    def size(self, bits: int) -> float:
+        """Of the first step."""
+        return self.rate or (0.6 if bits < 3 else 0.2) / self.steps
 
 
 class _Run(nn.Module):
@@ -97,9 +101,10 @@ def autoround(
     doubles: dict[str, Any] = {n: _twin(n, cast(nn.Linear, m), schemes[n]) for n, m in layers.items()}
     for name, twin in doubles.items():
         twin.solved["weight"] = starts[name].weight
+    least = min(bits_of(s.weight.spec) for s in starts.values())
     size = len(streams.batches[0])
     settings = Settings(
-        training.steps, min(training.windows, size), training.rate or 0.6 / training.steps, pressure=0.0, warmup=1.0,
+        training.steps, min(training.windows, size), training.size(least), pressure=0.0, warmup=1.0,
         drop=0.0, steps=False, biases=False, rounding="free", rounds=ROUNDS,
     )  # fmt: skip
     hidden = streams.whole()
