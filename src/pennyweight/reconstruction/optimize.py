@@ -20,7 +20,7 @@ from pennyweight.reconstruction.samples import Samples, first_tensor
 from pennyweight.reconstruction.soften import FreeRounding, SignRounding, SoftRounding, can_soften
 
 Rounding = Literal["soft", "signs", "free"]
-FASTER, SLOWER = 1.5, 1 / 3  # the rate after a round with gain, and after one without
+SLOWER = 1 / 3  # of the rate, after a round without gain
 CHECKED = 256  # samples on which a block is compared before and after
 
 
@@ -39,7 +39,7 @@ class Settings:
         rounding: "soft" (sigmoids), "signs" (signed gradients) or "free" (any level, under scales that are
             learned too).
         rounds: parts of the steps, with "free" each with a rate that falls to 0. After a part without gain what it
-            learned is taken back, and the next begins at a third of its rate; else at one and a half of it.
+            learned is taken back, and the next begins at a third of its rate.
     """
 
     iterations: int
@@ -134,7 +134,6 @@ def reconstruct(
             after = block.measured()
             if after < best:
                 best, kept, values = after, _State.of(block), learner.values()
-                learner.pace *= FASTER
             else:
                 learner.back(values)
                 learner.pace *= SLOWER
