@@ -159,6 +159,19 @@ CASES = {
          def f(torch, quantization=1):
              return torch.quantization.prepare, lambda torch: torch.quantization
         """,
+    "an import over a parameter, under another import": """
+        -import torch.quantization
+        +import torch
+        +import §.quantization
+         import torch.nn as nn
+         nn.quantize(torch.ones(1))
+
+         def f(torch):
+        -    import torch.quantization
+        +    import torch
+        +    import §.quantization
+             return torch.quantization.QuantStub()
+        """,
     "a local of the name": """
          from torch import nn
 

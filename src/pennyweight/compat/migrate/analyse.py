@@ -373,7 +373,7 @@ class _Analysis(cst.CSTVisitor):
         """See to it that a name which stays in use is still bound where `import torch.quantization` bound it."""
         bindings = self._bindings(scope, first)
         kept = [b.statement for b in bindings if not (b.moves and b.is_root)]
-        kept += [s for s, modules in self.found.before.items() if first in modules]
+        kept += [b.statement for b in bindings if first in self.found.before.get(b.statement, ())]
         lost = [b for b in bindings if b.moves and b.is_root]
         if not lost or any(self._serves(statement, use) for statement in kept):
             return
