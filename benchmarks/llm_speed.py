@@ -69,18 +69,19 @@ def shape(args: argparse.Namespace) -> Path:
 
 
 RUN = """
-import json, resource, sys, torch, transformers
+import json, sys, torch, transformers
 from pennyweight.llm.quantize import quantize
 from pennyweight.llm.request import Request
+from pennyweight.measure import peak_bytes
 import pennyweight.llm.load
 from transformers.models.llama import modeling_llama
 torch.set_num_threads(int(sys.argv[3]))
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+base = peak_bytes()
 ids = torch.randint(0, int(sys.argv[4]), (32, 512), generator=torch.Generator().manual_seed(0))
 def say(e):
     print(json.dumps(e), flush=True)
 quantize(sys.argv[1], sys.argv[2], Request("w4a8", method="gptq"), ids, say)
-print(json.dumps({"what": "peak", "bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)}))
+print(json.dumps({"what": "peak", "bytes": peak_bytes() - base}))
 """
 
 

@@ -69,14 +69,19 @@ def refusals(folder, rank):
     return found
 
 
-def by_command(folder, name):
-    """What the command line prints under a launcher, that is with a launcher's environment."""
+def command(folder, name, out):
+    """Words of the command line that train a case."""
     source, r = CASES[name]
     options = {"text": f"{folder}/text.pt", "scheme": r.scheme, **SMALL}
     given = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return ["llm", "train", f"{folder}/{source}", "-o", f"{folder}/{out}", "--json", *given]
+
+
+def by_command(folder, name):
+    """What the command line prints under a launcher, that is with a launcher's environment."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = main(["llm", "train", f"{folder}/{source}", "-o", f"{folder}/two-{name}", "--json", *given])
+        code = main(command(folder, name, f"two-{name}"))
     assert code == 0
     return printed.getvalue()
 
@@ -145,20 +150,15 @@ def test_two_processes_write_what_one_writes(trained, case):
 
 def test_the_launcher_starts_the_same_command(trained):
     folder, _, alone = trained
-    source, r = CASES["weights"]
-    options = [
-        w
-        for k, v in {"text": f"{folder}/text.pt", "scheme": r.scheme, **SMALL}.items()
-        for w in (f"--{k}", str(v))
-    ]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m",
-               "pennyweight.cli.main", "llm", "train", f"{folder}/{source}", "-o", f"{folder}/launched", "--json"]  # fmt: skip
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m",
+             "pennyweight.cli.main"]  # fmt: skip
+    words = command(folder, "weights", "launched")
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run([*start, *words], capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     said = json.loads(done.stdout)["events"]  # one process alone prints
     assert [e["loss"] for e in said if e["what"] == "trained"] == pytest.approx(alone["weights"], rel=1e-4)
-    same(folder / "one-weights", folder / "launched", folder / source)
+    same(folder / "one-weights", folder / "launched", folder / CASES["weights"][0])
 
 
 def test_what_goes_wrong_ends_both_processes(trained):

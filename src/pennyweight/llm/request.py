@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from pennyweight.llm.directory import Directory
 from pennyweight.llm.methods import Method
 from pennyweight.llm.schemes import Scheme, scheme_of
 from pennyweight.llm.skeleton import Skeleton
+from pennyweight.measure import peak_bytes
 from pennyweight.spec import QuantSpec
 
 Report = Callable[[dict[str, Any]], None]
@@ -97,13 +96,7 @@ class Run:
     def say(self, what: str, site: str, **data: Any) -> None:
         """One line of progress, with the time since the start and the most memory used so far."""
         seconds = round(time.perf_counter() - self.start, 1)
-        self.report({"what": what, "site": site, "seconds": seconds, "memory": peak_memory(), **data})
-
-
-def peak_memory() -> int:
-    """The most bytes of memory that this process has held."""
-    factor = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * factor
+        self.report({"what": what, "site": site, "seconds": seconds, "memory": peak_bytes(), **data})
 
 
 def schemes_of(skeleton: Skeleton, request: Request, scheme: Scheme) -> dict[str, Scheme]:

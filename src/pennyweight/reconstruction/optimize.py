@@ -165,7 +165,7 @@ class _Learner:
 
     def __init__(self, block: Block, settings: Settings) -> None:
         self.block, self.settings = block, settings
-        self.signs, self.pace = settings.rounding == "signs", 1.0
+        self.pace = 1.0  # of all rates
         self.learned = [
             (t, n, _rounding(w, t.solved[n], settings))
             for t, n, w in block.weights
@@ -213,7 +213,7 @@ class _Learner:
                 gradients = torch.autograd.grad(loss, self.free, allow_unused=True)
                 for p, gradient in zip(self.free, gradients, strict=True):
                     p.grad = gradient
-                if self.signs:
+                if settings.rounding == "signs":
                     self._signed_step(settings.rate * (1 - i / settings.iterations))
                 if self.optimizer is not None:
                     if settings.rounding == "free":
