@@ -142,6 +142,23 @@ def test_autoround_goes_on_from_gptq(llama, ids, want, tmp_path, scheme, options
     assert len(layers) == len(set(layers))
 
 
+def test_how_far_autoround_goes_is_said_by_its_rate(llama, ids, tmp_path):
+    made = {}
+    for name, request in (
+        ("gptq", Request("w3a16", method="gptq")),
+        ("small", Request("w3a16", method="autoround", steps=8, rate=1e-6)),
+        ("large", Request("w3a16", method="autoround", steps=8, rate=0.3)),
+    ):
+        quantize(llama, tmp_path / name, request, ids)
+        made[name] = {k: t for f in (tmp_path / name).glob("*.safetensors") for k, t in load_file(f).items()}
+    moved = {
+        name: sum(int((made[name][k] != made["gptq"][k]).sum()) for k in made["gptq"])
+        for name in ("small", "large")
+    }
+    assert moved["small"] < 10  # what was a tie
+    assert moved["large"] > 1000
+
+
 def test_autoround_rounds_activations_while_it_trains(llama, ids, want, tmp_path):
     quantize(llama, tmp_path / "plain", Request("w3a8"))
     quantize(llama, tmp_path / "out", Request("w3a8", method="autoround", steps=40), ids)
@@ -306,6 +323,7 @@ def test_options_that_do_not_go_together_are_refused(llama, ids, tmp_path):
         Request("w4a16", retarget=True),
         Request("w4a16", smooth=1.5),
         Request("nf4", group=32, method="autoround"),
+        Request("w4a16", method="gptq", rate=0.01),
     ):
         with pytest.raises(InputError):
             quantize(llama, tmp_path / "out", request, ids)

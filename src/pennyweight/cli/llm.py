@@ -71,6 +71,10 @@ def quantize_command(
         bool, typer.Option("--retarget", help="Aim at what the float network would answer.")
     ] = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps a block, of methods that train.")] = 200,
+    rate: Annotated[
+        float,
+        typer.Option(min=0.0, help="Of the first of these steps. The method's own where nothing is said."),
+    ] = 0.0,
     bits: Annotated[
         float,
         typer.Option(min=0.0, max=8.0, help="Choose each layer's bits: 2, 3, 4 or 8, so many on average."),
@@ -103,7 +107,7 @@ def quantize_command(
 
     request = Request(
         scheme, group, asymmetric, method, head, embeddings, windows, window, smooth=smooth, awq=awq, rotate=rotate,
-        hadamard=hadamard, retarget=retarget, steps=steps, seed=seed, to=to, cache=cache,
+        hadamard=hadamard, retarget=retarget, steps=steps, rate=rate, seed=seed, to=to, cache=cache,
     )  # fmt: skip
     ids = None
     if calib is not None:

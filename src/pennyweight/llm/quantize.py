@@ -138,6 +138,10 @@ def _check_request(request: Request, scheme: Scheme, ids: Tensor | None) -> None
         raise InputError(
             f"--retarget is for methods that read inputs, {request.method!r} does not", hint="--method gptq."
         )
+    if request.rate and not method.trains:
+        raise InputError(
+            f"--rate is for methods that train, {request.method!r} does not", hint="--method autoround."
+        )
     if not 0 <= request.smooth < 1:
         raise InputError(f"an exponent of {request.smooth}", hint="--smooth 0.5; from 0 to below 1.")
     if is_superblock(scheme.weight) and not method.ruled:

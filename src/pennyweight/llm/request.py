@@ -40,6 +40,7 @@ class Request:
         hadamard: turn what layers read that no rotation of the hidden states reaches, while the model runs.
         retarget: aim at what the layers of the float network would answer.
         steps: of methods that train.
+        rate: of their first steps, see `autoround.Training`; 0 leaves it to them.
         seed: of the choice of windows.
         to: format of the result, see `targets`.
         cache: int8 or int4 keys and values, see `cache`; empty leaves them in float.
@@ -61,6 +62,7 @@ class Request:
     hadamard: bool = False
     retarget: bool = False
     steps: int = 200
+    rate: float = 0.0
     seed: int = 0
     to: str = "pennyweight"
     cache: str = ""

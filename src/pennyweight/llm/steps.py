@@ -145,7 +145,7 @@ def _train(
     assert streams.floats is not None
     assert streams.float_block is not None
     targets = torch.cat([streams.run(streams.float_block, x) for x in streams.floats])
-    training = Training(run.request.steps, seed=run.request.seed)
+    training = Training(run.request.steps, rate=run.request.rate, seed=run.request.seed)
     found, before, after = autoround(block, streams, outcome.layers, schemes, targets, training)
     run.say("trained", path, loss=after, before=before)
     for name, q in found.items():
