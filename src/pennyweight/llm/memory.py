@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+TRIM, MAPPED = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+LARGE = 8 << 20
+USUAL = 32 << 20  # where glibc's own threshold ends, once something of this size was freed
+
 
 @cache
-def _trim() -> Any:
-    """glibc's `malloc_trim`; None elsewhere."""
+def _function(name: str) -> Callable[..., Any] | None:
+    """A function of glibc's; None elsewhere."""
     try:
-        trim = ctypes.CDLL(None).malloc_trim
+        found: Any = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError, TypeError):  # not glibc; no handle of the process itself
         return None
-    trim.restype, trim.argtypes = ctypes.c_int, [ctypes.c_size_t]
-    return trim
+    found.restype = ctypes.c_int
+    found.argtypes = [ctypes.c_size_t] if name == "malloc_trim" else [ctypes.c_int, ctypes.c_int]
+    return found  # type: ignore[no-any-return]
 
 
 def give_back() -> None:
     """Let the system have again what was freed.
 
-    glibc takes what is smaller than 32 MB from its heap, and keeps the holes between what lives: over a block of a
-    language model some hundred MB. Elsewhere it does nothing.
+    glibc keeps the holes between what lives: over a block of a language model some hundred MB. Elsewhere this does
+    nothing.
     """
-    trim = _trim()
+    trim = _function("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+@contextmanager
+def returning() -> Iterator[None]:
+    """Let the system have at once what is freed of 8 MB and more.
+
+    glibc takes what is smaller than 32 MB from its heap, a threshold that it has raised by itself by the time a model
+    is loaded: its holes grow from block to block. It is put back behind. Elsewhere this does nothing.
+    """
+    option = _function("mallopt")
+    if option is None:
+        yield
+        return
+    try:
+        option(MAPPED, LARGE)
+        option(TRIM, 2 * LARGE)
+        yield
+    finally:
+        option(MAPPED, USUAL)
+        option(TRIM, 2 * USUAL)

@@ -18,6 +18,7 @@ from pennyweight.llm.cache import NAMES, cache_spec
 from pennyweight.llm.directory import Directory
 from pennyweight.llm.estimate import estimate
 from pennyweight.llm.job import Job
+from pennyweight.llm.memory import returning
 from pennyweight.llm.methods import methods
 from pennyweight.llm.request import Report, Request, Run, schemes_of
 from pennyweight.llm.rotate import rotation, turned
@@ -86,7 +87,7 @@ def quantize(
     if (request.rotate or request.hadamard) and ids is None:  # structure is found from a run, on any tokens
         ids = torch.arange(16)[None] % int(directory.config.get("vocab_size") or 1)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), returning():
             behind = _blocks(run, job, ids)
             if not job.outer.is_file():
                 outer(run, behind).save(job.outer)
