@@ -113,6 +113,8 @@ def memory(args: argparse.Namespace) -> None:
     layers = config["num_hidden_layers"]
     print(f"{layers} layers, {took:.0f} s, peak {peak / 1e6:.0f} MB above the packages", flush=True)
     print(f"{share:.2f} times one block and the tables ({(block + table) / 1e6:.0f} MB)", flush=True)
+    if not args.kills:
+        return
     draw = random.Random(args.seed)
     for _ in range(args.kills):
         run = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL)
