@@ -1,10 +1,11 @@
 """What a run over the blocks of a model gives back to the system."""
 
-import ctypes
 import subprocess
 import sys
 
 import pytest
+
+from pennyweight.llm.memory import glibc
 
 SCRIPT = """
 import ctypes, sys
@@ -30,7 +31,7 @@ with returning() if sys.argv[1] == "yes" else nullcontext():
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's")
+@pytest.mark.skipif(glibc("mallopt") is None, reason="only glibc has such a threshold")
 def test_what_is_freed_between_what_lives_is_given_back():
     def left(how):
         done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, check=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -14,15 +14,12 @@ USUAL = 32 << 20  # where glibc's own threshold ends, once something of this siz
 
 
 @cache
-def _function(name: str) -> Callable[..., Any] | None:
+def glibc(name: str) -> Any:
     """A function of glibc's; None elsewhere."""
     try:
-        found: Any = getattr(ctypes.CDLL(None), name)
-    except (OSError, AttributeError, TypeError):  # not glibc; no handle of the process itself
+        return getattr(ctypes.CDLL(None), name, None)
+    except (OSError, TypeError):  # no handle of the process itself
         return None
-    found.restype = ctypes.c_int
-    found.argtypes = [ctypes.c_size_t] if name == "malloc_trim" else [ctypes.c_int, ctypes.c_int]
-    return found  # type: ignore[no-any-return]
 
 
 def give_back() -> None:
@@ -31,9 +28,9 @@ def give_back() -> None:
     glibc keeps the holes between what lives: over a block of a language model some hundred MB. Elsewhere this does
     nothing.
     """
-    trim = _function("malloc_trim")
+    trim = glibc("malloc_trim")
     if trim is not None:
-        trim(0)
+        trim(ctypes.c_size_t(0))
 
 
 @contextmanager
@@ -43,7 +40,7 @@ def returning() -> Iterator[None]:
     glibc takes what is smaller than 32 MB from its heap, a threshold that it has raised by itself by the time a model
     is loaded: its holes grow from block to block. It is put back behind. Elsewhere this does nothing.
     """
-    option = _function("mallopt")
+    option = glibc("mallopt")
     if option is None:
         yield
         return
