@@ -23,6 +23,7 @@ from pennyweight.measure import differences
 from pennyweight.nn import twins
 from pennyweight.nn.calls import CallTwin, convert_call
 from pennyweight.nn.fake import ActivationQuantizer, Quantizer
+from pennyweight.nn.integer import refuse_unfit_spec
 from pennyweight.nn.keep import NarrowCall
 from pennyweight.nn.sites import CALLS, install
 from pennyweight.nn.transformer import take_plain_paths
@@ -465,6 +466,8 @@ def quantize(
         example = first
         stream = _with_first(first, stream)
     prepared = prepare(model, example, recipe, seed=seed, journal=log)
+    for layer in state(prepared).plan.layers.values():
+        refuse_unfit_spec(layer)  # what is prepared alone may simulate anything
     result = convert(calibrate(prepared, stream, progress=progress, checkpoint=checkpoint))
     if journal is not None:
         journal.events[:] = state(result).journal.events

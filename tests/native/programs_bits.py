@@ -23,14 +23,17 @@ TABLES = {
 }
 
 
-def packed_weight(case: Case, name: str, shape: tuple[int, ...]) -> str:
-    """An `unpack` op of random codes."""
+def packed_weight(case: Case, name: str, shape: tuple[int, ...], zeros: int = 0) -> str:
+    """An `unpack` op of random codes, with zero points of up to this size."""
     table = np.array(TABLES[name], np.int8)
     bits, n = len(table).bit_length() - 1, int(np.prod(shape[1:]))
     places = case.rng.integers(0, len(table), (shape[0], n))
     padded = np.pad(places, ((0, 0), (0, -n % (8 // bits)))).reshape(shape[0], -1, 8 // bits)
     codes = (padded << np.arange(0, 8, bits)).sum(-1).astype(np.uint8)
-    return case.op("unpack", [case.constant(codes), case.constant(table)], bits=bits, shape=list(shape))
+    operands = [case.constant(codes), case.constant(table)]
+    if zeros:
+        operands.append(case.constant(case.rng.integers(-zeros, zeros + 1, shape[0]).astype(np.int8)))
+    return case.op("unpack", operands, bits=bits, shape=list(shape))
 
 
 def bits_case(m, n, k, table, *, tail="rescale", zero=37, extreme=False, dynamic="", lead=()):
@@ -87,7 +90,14 @@ def bits() -> Iterator[tuple[Case, Program]]:
         yield bits_case(3, 24, 40, table, tail="concat")
     case = Case("unpacked for all")
     yield case, case.program(packed_weight(case, "ternary", (5, 3, 7)), packed_weight(case, "powers", (4, 9)))
-    case = Case("unpacked for all and a linear layer")
-    weight = packed_weight(case, "half-odd", (5, 9))
-    acc = case.op("linear", [case.codes(2, 9), weight, ""], zero=3)
-    yield case, case.program(acc, weight)
+    for zeros, table in ((0, "half-odd"), (2, "ternary"), (127, "extremes")):
+        case = Case(f"unpacked for all and a linear layer, zero points up to {zeros}")
+        weight = packed_weight(case, table, (5, 9), zeros)
+        acc = case.op("linear", [case.codes(2, 9), weight, ""], zero=3)
+        yield case, case.program(acc, weight)
+    for rows in (1, 9):
+        case = Case(f"zero points of a linear layer, {rows} rows")
+        acc = case.op(
+            "linear", [case.codes(rows, 67), packed_weight(case, "powers", (130, 67), 60), ""], zero=200
+        )
+        yield case, case.program(acc)

@@ -136,6 +136,31 @@ def test_groups_with_zero_points_or_in_convolutions_are_refused(example):
         pw.quantize(nn.Sequential(nn.Conv2d(2, 3, 3)), [], recipe=recipe, example=x)
 
 
+@pytest.mark.parametrize(
+    ("weight", "dynamic"),
+    [
+        ("int8[1,*]+z", False),
+        ("int4[1,*]+zf", False),
+        ("int4[8]", False),
+        ("int4[8]", True),
+        ("int8[1,*]+z", True),
+    ],
+)
+def test_what_convolutions_cannot_be_is_told_before_calibration(weight, dynamic):
+    """Not a batch is read; what only a byte too small forbids is known from the spec."""
+
+    def batches():
+        yield torch.randn(1, 2, 5, 5)
+        raise AssertionError("a second batch was read")
+
+    specs = QuantSpec.parse(weight), QuantSpec.parse("uint8[*]+z")
+    rule = pw.Rule(types=("Conv2d",), weight=specs[0], input=specs[1], dynamic=dynamic)
+    recipe = pw.Recipe.preset("int8").with_rules(rule)
+    with pytest.raises(UnrealisableSite, match="integer activations") as raised:
+        pw.quantize(nn.Sequential(nn.Conv2d(2, 8, 2)), batches(), recipe=recipe, progress=False)
+    assert raised.value.site == "0" and raised.value.spec == weight
+
+
 @pytest.mark.parametrize("weight", ["int8[8]", "int8[1,12]"])
 def test_an_attention_takes_its_rows_of_the_groups(weight):
     torch.manual_seed(5)

@@ -7,13 +7,16 @@ from torch import nn
 
 import pennyweight as pw
 from pennyweight.formats import grids
+from pennyweight.nn.integer import less_zero
 from pennyweight.nn.packing import code_bits, pack_codes, tabled, unpack_codes, weight_codes
 from pennyweight.program.interpret import interpret
 from pennyweight.qtensor import QParams, QTensor, quantize
+from pennyweight.ranges import ranges
 from pennyweight.runtime.engine import Engine
 from pennyweight.runtime.format import read
 from pennyweight.runtime.library import supported_isas
 from pennyweight.runtime.widen import widened
+from pennyweight.solvers import solvers
 from pennyweight.spec import QuantSpec
 
 
@@ -54,7 +57,33 @@ def test_what_has_no_table():
     assert tabled(QTensor(codes, one, None, QuantSpec.parse("int8[1,*]"))) is None
     assert tabled(QTensor(codes.byte(), one, None, QuantSpec.parse("apot5[1,*]"))) is None  # 27 levels
     assert tabled(QTensor(codes.byte(), one, None, QuantSpec.parse("nf4[1,*]"))) is None  # no unit
-    assert tabled(QTensor(codes.byte(), one, torch.ones(2, 1), QuantSpec.parse("uint4[1,*]+z"))) is None
+    assert tabled(QTensor(codes, one, torch.ones(2, 1), QuantSpec.parse("int4[1,*]+zf"))) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["int4[1,*]+z", "uint4[1,*]+z", "uint3[1,*]+z", "int2[2,*]+z", "uint4[*]+z", "uint4[1,*]"]
+)
+def test_tables_of_rows_with_zero_points(text):
+    spec, weight = QuantSpec.parse(text), torch.randn(6, 40) + torch.linspace(-2, 2, 6)[:, None]
+    q = solvers["rtn"](weight, spec, ranges["minmax"]())
+    places, table = tabled(q)
+    rows = 1 if spec.zero == "none" or not spec.block else 6
+    assert table.shape == ((16,) if rows == 1 else (6, 4 if "int2" in text else 16))
+    levels = weight_codes(pack_codes(places, code_bits(table)), table, 40)
+    assert levels.dtype == torch.int8
+    each = q.scales().repeat_interleave(6 // len(q.scales()), 0)
+    assert torch.equal(levels.float() * each, q.dequantize())
+    assert torch.equal(less_zero(q).dequantize(), q.dequantize())
+
+
+@pytest.mark.parametrize("bits", [5, 6, 7])
+def test_zero_points_vanish_where_a_byte_holds_the_difference(bits):
+    q = solvers["rtn"](torch.rand(4, 30) + 0.1, QuantSpec.parse(f"uint{bits}[1,*]+z"), ranges["minmax"]())
+    signed = less_zero(q)
+    assert signed.codes.dtype == torch.int8 and signed.zero is None
+    assert int(signed.codes.max()) == 2**bits - 1 and torch.equal(signed.dequantize(), q.dequantize())
+    wide = QTensor(torch.tensor([[255, 0]], dtype=torch.uint8), torch.ones(1, 1), torch.ones(1, 1), QuantSpec.parse("uint8[1,*]+z"))  # fmt: skip
+    assert less_zero(wide) is wide
 
 
 def network() -> nn.Module:
@@ -65,14 +94,15 @@ def network() -> nn.Module:
     ).eval()  # fmt: skip
 
 
-@pytest.mark.parametrize("grid", ["binary", "ternary", "pot4"])
+@pytest.mark.parametrize("spec", ["binary[1,*]", "ternary[1,*]", "pot4[1,*]", "uint2[1,*]+z"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_layers_stay_packed_from_module_to_kernel(grid, dynamic, tmp_path):
-    """Module, saved module, program, file and engine: the same results; files hold bits, few rows run packed."""
+def test_layers_stay_packed_from_module_to_kernel(spec, dynamic, tmp_path):
+    """Module, saved module, program, file and engine: the same results; files hold bits, few rows run packed, but those
+    of zero points."""
     model, x = network(), torch.randn(4, 2, 6, 6)
     recipe = pw.Recipe.preset("int8-dynamic" if dynamic else "int8").with_rules(
         pw.Rule(
-            weight=QuantSpec.parse(f"{grid}[1,*]"),
+            weight=QuantSpec.parse(spec),
             input=QuantSpec.parse("uint8[*]+z"),
             dynamic=dynamic,
         )
@@ -101,6 +131,6 @@ def test_layers_stay_packed_from_module_to_kernel(grid, dynamic, tmp_path):
             inputs = {name: np.ascontiguousarray(np.resize(x.numpy(), (rows, 2, 6, 6)))}
             engine = Engine(widened(program), isa=isa, threads=1)
             kernels = [s["kernel"].rpartition("::")[2] for s in engine.steps(inputs)]
-            assert kernels.count("gemm_bits") == (2 if rows < 9 else 0), (isa, rows)
+            assert kernels.count("gemm_bits") == (2 if rows < 9 and "+z" not in spec else 0), (isa, rows)
             for key, value in interpret(program, inputs).items():
                 assert np.array_equal(engine.run(inputs)[key], value), (isa, rows)

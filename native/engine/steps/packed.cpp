@@ -15,6 +15,7 @@ constexpr int64_t kDeepest = 65536;  // sums of bytes as they are stay inside in
 struct Coded {  // what an `unpack` op says
   const uint8_t* codes;
   const int8_t* table;
+  const int8_t* zero;  // of the rows, or null
   int64_t rows, columns, row_bytes;
   int bits;
 
@@ -22,18 +23,26 @@ struct Coded {  // what an `unpack` op says
     const int per = 8 / bits;
     return codes[row * row_bytes + column / per] >> (column % per * bits) & ((1 << bits) - 1);
   }
+
+  int8_t level(int64_t row, int64_t column) const {
+    const int8_t entry = table[code(row, column)];
+    return zero ? int8_t(std::clamp(entry - zero[row], -127, 127)) : entry;
+  }
 };
 
 Coded coded(const Plan& plan, const OpNode& op) {
   const Constant &codes = plan.constant(op.in[0]), &table = plan.constant(op.in[1]);
   const std::vector<int64_t>& dims = plan.values[op.out[0]].dims;
   const int bits = int(op.integer("bits"));
-  Coded c{static_cast<const uint8_t*>(codes.data), static_cast<const int8_t*>(table.data), dims[0], 1, codes.dims[1], bits};
+  const Constant* zero = op.in.size() > 2 ? &plan.constant(op.in[2]) : nullptr;
+  Coded c{static_cast<const uint8_t*>(codes.data), static_cast<const int8_t*>(table.data),
+          zero ? static_cast<const int8_t*>(zero->data) : nullptr, dims[0], 1, codes.dims[1], bits};
   for (size_t i = 1; i < dims.size(); ++i) c.columns *= dims[i];
   require(table.dtype == PW_I8, "levels of 16 bits are expanded before they come here");
   require(bits == 1 || bits == 2 || bits == 4, "codes of so many bits have no packed form");
   require(table.count() == int64_t(1) << bits && codes.dims[0] == c.rows &&
               codes.dims[1] == (c.columns * bits + 7) / 8, "packed codes do not fit their table or shape");
+  require(!zero || (zero->dtype == PW_I8 && zero->count() == c.rows), "zero points of packed codes are i8, one for each row");
   return c;
 }
 
@@ -120,7 +129,7 @@ struct UnpackStep : Step {
   void run(const Run& r, int, int) const override {
     int8_t* out = r.at<int8_t>(y);
     for (int64_t n = 0; n < w.rows; ++n)
-      for (int64_t k = 0; k < w.columns; ++k) *out++ = w.table[w.code(n, k)];
+      for (int64_t k = 0; k < w.columns; ++k) *out++ = w.level(n, k);
   }
 };
 
@@ -130,7 +139,7 @@ std::vector<int8_t> unpacked_codes(const Plan& plan, const OpNode& unpack) {
   const Coded w = coded(plan, unpack);
   std::vector<int8_t> out(size_t(w.rows * w.columns));
   for (int64_t n = 0; n < w.rows; ++n)
-    for (int64_t k = 0; k < w.columns; ++k) out[size_t(n * w.columns + k)] = w.table[w.code(n, k)];
+    for (int64_t k = 0; k < w.columns; ++k) out[size_t(n * w.columns + k)] = w.level(n, k);
   return out;
 }
 
@@ -140,7 +149,7 @@ bool build_linear_bits(Builder& b, int number) {
   const OpNode& unpack = plan.ops[plan.values[op.in[1]].producer];
   const Coded w = coded(plan, unpack);
   const int64_t n = w.rows, k = w.columns, rows = k ? plan.values[op.in[0]].count() / k : 0;
-  if (rows == 0 || n == 0 || rows > kFewRows || k > kDeepest) return false;
+  if (w.zero || rows == 0 || n == 0 || rows > kFewRows || k > kDeepest) return false;
   // without tiles: more than four rows are decoded for twice, which eight rows are worth
   const bool many = plan.kernels->isa == kAmx ? rows > kFewRowsOfTiles : rows > kFewRows / 2 && rows < kFewRows;
   if (many && n * k < kCached) return false;

@@ -361,7 +361,8 @@ void build_linear(Builder& b, int number) {
   const int x = linear_rows(b, op);
   auto step = std::make_unique<GemmStep>();
   const int stored = unpack ? plan.values[unpack->in[0]].index : w.index;
-  const std::string key = layout_key(stored, unpack ? ":unpacked" : ":linear", {k_align, plan.splits()});
+  const int zeros = unpack && unpack->in.size() > 2 ? plan.values[unpack->in[2]].index : -1;
+  const std::string key = layout_key(stored, unpack ? ":unpacked" : ":linear", {k_align, plan.splits(), zeros});
   step->packed = plan.model->packed(key, [&] {
     if (wide) return pack_weights(static_cast<const int16_t*>(plan.constant(op.in[1]).data), n, {0}, k, k, k_align);
     const std::vector<int8_t> expanded = unpack ? unpacked_codes(plan, *unpack) : std::vector<int8_t>();

@@ -13,7 +13,7 @@ from pennyweight.formats import grids
 from pennyweight.formats.codebook import Codebook
 from pennyweight.formats.integer import Integer
 from pennyweight.nn.fake import ActivationQuantizer
-from pennyweight.nn.packing import code_bits, pack_codes, tabled, weight_codes
+from pennyweight.nn.packing import by_row, code_bits, pack_codes, tabled, weight_codes
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 from pennyweight.spec import QuantSpec
@@ -28,10 +28,11 @@ class IntegerWeight(nn.Module):
     meet float activations or, in linear layers, activations ranged at run time (low nibble first, two's complement;
     there a row without groups is one group), or packed uint8 [out, ceil(in / 8)] where weights and activations are
     binary (`pack_signs`). Where activations are integers too and the grid has at most 16 levels:
-    uint8 [out, ceil(in * b / 8)] of b = 1, 2 or 4 bits, which name entries of `table`, int8 [2^b] (else None); levels
-    that need more than 8 bits likewise, the table int16 and b up to 8.
+    uint8 [out, ceil(in * b / 8)] of b = 1, 2 or 4 bits, which name entries of `table`, int8 [2^b], or [out, 2^b] where
+    rows have zero points (else None); levels that need more than 8 bits likewise, the table int16 and b up to 8.
     scale: float32 [out] or [1] where activations are integers and codes are not in groups, [out or 1, groups]
-    otherwise. zero: float32, like scale, or None. x_scale, x_zero: 0-d float32.
+    otherwise. zero: float32, like scale, or None; where activations are integers None, as codes or table are less their
+    zero points. x_scale, x_zero: 0-d float32.
     """
 
     codes: Tensor
@@ -67,13 +68,13 @@ class IntegerWeight(nn.Module):
         self.bits = 4 if grid.bits <= 4 and self.mode in ("weight", "grouped") else 8
         if grid.bits > 8:
             _refuse_unfit_sums(layer, levels, q)
-        scale, codes, zero = q.scales(), q.codes, None if q.zero is None else q.zero.float()
-        rows = len(codes)
-        if 1 < len(scale) < rows:  # blocks of several rows: one scale for each row
-            scale = scale.repeat_interleave(rows // len(scale), 0)
-            zero = None if zero is None else zero.repeat_interleave(rows // len(zero), 0)
-        if self.mode in ("static", "dynamic", "binary"):
+        integral = self.mode in ("static", "dynamic", "binary")
+        if integral:
+            q = less_zero(q)
             _refuse_unfit(layer, q)
+        codes, rows = q.codes, len(q.codes)
+        scale, zero = by_row(q.scales(), rows), None if q.zero is None else by_row(q.zero.float(), rows)
+        if integral:
             scale = scale.reshape(-1)
         if codes.dtype == torch.uint8:  # one signed storage for all: shift codes and zero point together
             shift = 1 << (grid.bits - 1)
@@ -82,7 +83,7 @@ class IntegerWeight(nn.Module):
         if self.mode == "binary":
             codes, self.bits = pack_signs(levels.codes > 0), 1
         table = None
-        if stored is not None and self.mode in ("static", "dynamic"):
+        if stored is not None and integral and self.mode != "binary":
             places, table = stored
             codes = pack_codes(places, code_bits(table))
         self.register_buffer("codes", pack_nibbles(codes) if self.bits == 4 else codes.contiguous())
@@ -149,6 +150,22 @@ def in_multiples(q: QTensor, site: str, *, wide: bool = False) -> QTensor:
     return QTensor(table[q.codes.long()], q.scales() * grid.unit, None, spec)
 
 
+def less_zero(q: QTensor) -> QTensor:
+    """The same weight on signed codes without zero points, `q - z`, where they fit -127 .. 127; as it is elsewhere.
+
+    They do on grids of at most 7 bits: `|q - z| <= 2^bits - 1`.
+    """
+    if q.scales().shape[1] != 1 or q.spec.zero == "float" or not _offset(q):
+        return q
+    codes = q.codes.to(torch.int16)
+    if q.zero is not None:
+        codes = codes - by_row(q.zero, len(codes)).to(torch.int16)
+    if codes.numel() and int(codes.abs().max()) > 127:
+        return q
+    spec = replace(q.spec, grid="int8", zero="none", scale="fp32")
+    return QTensor(codes.to(torch.int8), q.scales(), None, spec)
+
+
 def unsigned_params(quantizer: ActivationQuantizer) -> tuple[Tensor, Tensor]:
     """Scale and zero point of an activation as the kernels want it: codes 0 .. 2^bits - 1.
 
@@ -212,24 +229,50 @@ def _refuse_unfit_sums(layer: LayerPlan, levels: QTensor, q: QTensor) -> None:
         )
 
 
+def refuse_unfit_spec(layer: LayerPlan) -> None:
+    """Tell before calibration what the weight of a layer cannot be, whatever its codes.
+
+    Raises:
+        UnrealisableSite: if conversion would refuse it.
+    """
+    spec, kind = layer.weight, layer.kind.lower()
+    if spec is None or not layer.inputs or not kind.startswith(("linear", "conv")):
+        return
+    bits, groups = grids[spec.grid].bits, spec.block[-1:] not in ((), (None,))
+    if layer.dynamic and (groups or (kind == "linear" and 2 < bits <= 4)):
+        if spec.zero != "none" or kind != "linear":
+            raise _unfit_groups(layer, spec)
+    elif groups or spec.zero == "float" or (spec.zero == "int" and bits > 7):
+        raise _unfit(layer, spec)
+
+
 def _refuse_unfit(layer: LayerPlan, q: QTensor) -> None:
     if _offset(q) or q.scales().shape[1] != 1:
-        raise UnrealisableSite(
-            "with integer activations a weight has signed codes, no zero point, and a scale per row or tensor",
-            site=layer.name,
-            spec=str(q.spec),
-            hint="Use int8n[1,*], or leave the activations in float for groups.",
-        )
+        raise _unfit(layer, q.spec)
 
 
 def _refuse_unfit_groups(layer: LayerPlan, q: QTensor) -> None:
     if _offset(q) or layer.kind not in ("Linear", "linear"):
-        raise UnrealisableSite(
-            "groups meet integer activations in linear layers, on signed codes without zero points",
-            site=layer.name,
-            spec=str(q.spec),
-            hint="Use int4[32] there and int8n[1,*] elsewhere.",
-        )
+        raise _unfit_groups(layer, q.spec)
+
+
+def _unfit(layer: LayerPlan, spec: QuantSpec) -> UnrealisableSite:
+    return UnrealisableSite(
+        "with integer activations a weight has signed codes, up to 127 once zero points are taken off, and a scale per "
+        "row or tensor",
+        site=layer.name,
+        spec=str(spec),
+        hint="Use int8n[1,*], zero points up to 7 bits, or leave the activations in float for groups.",
+    )
+
+
+def _unfit_groups(layer: LayerPlan, spec: QuantSpec) -> UnrealisableSite:
+    return UnrealisableSite(
+        "groups meet integer activations in linear layers, on signed codes without zero points",
+        site=layer.name,
+        spec=str(spec),
+        hint="Use int4[32] there and int8n[1,*] elsewhere.",
+    )
 
 
 def _offset(q: QTensor) -> bool:

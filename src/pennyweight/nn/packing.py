@@ -14,12 +14,13 @@ from pennyweight.qtensor import QTensor
 def tabled(q: QTensor) -> tuple[Tensor, Tensor] | None:
     """Codes as places in a table of integers, uint8 [rows, n], and the table, int8 [2^bits], of at most 16 entries.
 
-    The product of a place's integer and `scale * unit` is the weight. Levels that need two bytes make a table of int16,
-    of up to 256 entries. None where the grid has more levels, codes of which zero points are part, or levels that are
-    no multiples of one unit. Entries beyond the grid's levels continue by its last step; no code names them.
+    The product of a place's integer and `scale * unit` is the weight. Where rows have zero points of their own, which
+    are part of these integers, every row has a table: int8 [rows, 2^bits]. Levels that need two bytes make a table of
+    int16, of up to 256 entries. None where the grid has more levels, zero points are no integers or those of groups, or
+    levels are no multiples of one unit. Entries beyond the grid's levels continue by its last step; no code names them.
     """
     grid, dtype, most = grids[q.spec.grid], torch.int8, 127
-    if isinstance(grid, Integer) and grid.dtype == torch.int8 and grid.bits <= 4:
+    if isinstance(grid, Integer) and grid.bits <= 4:
         levels = list(range(grid.qmin, grid.qmax + 1))
         places = (q.codes.to(torch.int16) - grid.qmin).to(torch.uint8)
     elif isinstance(grid, Codebook) and grid.multiples is not None and len(grid.multiples) <= 16:
@@ -29,17 +30,26 @@ def tabled(q: QTensor) -> tuple[Tensor, Tensor] | None:
         dtype, most = torch.int16, 32767
     else:
         return None
-    if q.zero is not None:
+    if q.zero is not None and (q.zero.shape[1] > 1 or not isinstance(grid, Integer) or q.spec.zero != "int"):
         return None
     entries = next(n for n in (2, 4, 16, 256) if n >= len(levels))
     while len(levels) < entries:
         levels.append(min(2 * levels[-1] - levels[-2], most))
-    return places, torch.tensor(levels, dtype=dtype, device=q.codes.device)
+    table = torch.tensor(levels, dtype=dtype, device=q.codes.device)
+    if q.zero is not None:
+        table = table - by_row(q.zero, len(places)).to(dtype)
+        table = table if len(table) > 1 else table[0]
+    return places, table
+
+
+def by_row(numbers: Tensor, rows: int) -> Tensor:
+    """Scales or zero points [n, blocks], each of n for as many rows, as [rows, blocks]; one for all stays one."""
+    return numbers.repeat_interleave(rows // len(numbers), 0) if 1 < len(numbers) < rows else numbers
 
 
 def code_bits(table: Tensor) -> int:
-    """Bits of a code of a table: 1, 2, 4 or 8."""
-    return len(table).bit_length() - 1
+    """Bits of a code of a table [2^bits] or [rows, 2^bits]: 1, 2, 4 or 8."""
+    return table.shape[-1].bit_length() - 1
 
 
 def pack_codes(places: Tensor, bits: int) -> Tensor:
@@ -61,4 +71,7 @@ def unpack_codes(packed: Tensor, bits: int, n: int) -> Tensor:
 
 def weight_codes(codes: Tensor, table: Tensor | None, n: int) -> Tensor:
     """int8 or int16 weights [rows, n] of stored codes: themselves without a table."""
-    return codes if table is None else table[unpack_codes(codes, code_bits(table), n).long()]
+    if table is None:
+        return codes
+    places = unpack_codes(codes, code_bits(table), n).long()
+    return table[places] if table.ndim == 1 else table.gather(1, places)

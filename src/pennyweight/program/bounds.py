@@ -199,10 +199,11 @@ def _absurd(shape: tuple[Any, ...]) -> bool:
 
 def _weight(program: Program, unpack: Op) -> dict[str, Constant]:
     """A weight that an `unpack` op makes of constants, by its name."""
-    places, table = (program.constants.get(n) for n in unpack.inputs)
-    if places is None or table is None:
+    found = [program.constants.get(n) for n in unpack.inputs]
+    table = found[1]
+    if table is None or None in found:
         return {}
-    (codes,) = definitions["unpack"].run([places, table], unpack.attrs)
+    (codes,) = definitions["unpack"].run(found, unpack.attrs)
     return {unpack.outputs[0]: Constant(table.dtype, codes)}
 
 

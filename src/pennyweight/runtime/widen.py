@@ -68,7 +68,7 @@ def _decoded(
         assert table is not None
         if op.outputs[0] not in elsewhere and table.dtype == "i8":
             return None
-        (codes,) = definitions["unpack"].run([source, table], op.attrs)
+        (codes,) = definitions["unpack"].run(found, op.attrs)
         return Constant(table.dtype, codes)
     return Constant("f32", real(source)) if _half(program, op) else None
 

@@ -75,11 +75,15 @@ def linear_codes(b: Builder, x: Value, codes: Any, table: Any) -> Value:
 
 
 def unpacked(b: Builder, name: str, codes: Tensor, table: Any, shape: list[int]) -> Value:
-    """A weight of stored codes of a few bits."""
-    bits = code_bits(b.stored_tensor(table))
-    return b.emit(
-        "unpack", [b.constant(codes, name), b.value(table)], bits=bits, shape=[int(n) for n in shape]
-    )
+    """A weight of stored codes of a few bits; tables of rows are that of the first and zero points beside it."""
+    levels = b.stored_tensor(table)
+    operands = [b.constant(codes, name)]
+    if levels.ndim == 1:
+        operands.append(b.value(table))
+    else:
+        operands.append(b.constant(levels[0], table.name))
+        operands.append(b.constant(levels[0, 0] - levels[:, 0], f"{table.name}.zero"))
+    return b.emit("unpack", operands, bits=code_bits(levels), shape=[int(n) for n in shape])
 
 
 def conv_codes(
