@@ -141,6 +141,14 @@ methods.add(
     ),
 )
 methods.add(
+    "descent",
+    Method(
+        _by_inputs("descent", searched),
+        gram=True,
+        about="coordinate descent: codes and ranges in turn, from GPTQ's; a better fit in more time",
+    ),
+)
+methods.add(
     "awq",
     Method(
         _by_inputs("clip", searched), gram=True, awq=True, about="AWQ: inputs scaled, then ranges clipped"
