@@ -76,9 +76,9 @@ INT8: dict[str, Callable[[Learned], str]] = {
 LEARNED = {"range": '"mse"'}
 
 
-def _solved() -> str:
-    """GPTQ's codes and measured biases, to learn on from."""
-    return CLIPPED + step("solve", solver='"gptq"', **LEARNED) + MEASURED
+def _solved(solver: str = "gptq") -> str:
+    """A solver's codes and measured biases, to learn on from."""
+    return CLIPPED + step("solve", solver=f'"{solver}"', **LEARNED) + MEASURED
 
 
 def _whole(learned: Learned) -> str:
@@ -95,6 +95,9 @@ FEW: dict[str, Callable[[Learned], str]] = {
     "GPTQ": lambda learned: (
         step("calibrate", range='"mse"') + step("solve", solver='"gptq"', **LEARNED) + MEASURED
     ),
+    "descent": lambda learned: (
+        step("calibrate", range='"mse"') + step("solve", solver='"descent"', **LEARNED) + MEASURED
+    ),
     "AdaRound": lambda learned: step("calibrate", range='"mse"') + step("adaround", **learned),
     "BRECQ": lambda learned: step("calibrate", range='"mse"') + step("brecq", **learned),
     "QDrop": lambda learned: step("calibrate", range='"mse"') + step("qdrop", **learned),
@@ -102,6 +105,8 @@ FEW: dict[str, Callable[[Learned], str]] = {
     "AdaQuant, then whole": lambda learned: (
         _solved() + step("adaquant", start='"solved"', **learned) + _whole(learned)
     ),
+    "descent, percentiles": lambda learned: _solved("descent"),
+    "descent, AdaQuant": lambda learned: _solved("descent") + step("adaquant", start='"solved"', **learned),
 }
 
 
@@ -113,6 +118,7 @@ def learned_by(args: argparse.Namespace) -> Learned:
 BITS = {
     "W4A8": ("int4[1,*]", "uint8[*]+z"), "W4A4": ("int4[1,*]", "uint4[*]+z"), "W3A8": ("int3[1,*]", "uint8[*]+z"),
     "W3A3": ("int3[1,*]", "uint3[*]+z"), "W4A8 per tensor": ("int4n[*]", "uint8[*]+z"),
+    "W4A8 zero points": ("int4[1,*]+z", "uint8[*]+z"),
 }  # fmt: skip
 ENDS = {"resnet20_jpeg": ("conv1", "linear"), "resnet56": ("conv1", "linear"),
         "mcunet": ("first_conv.conv", "classifier"), "mobilenet_v2": ("features.0.0", "classifier"),

@@ -58,12 +58,13 @@ def test_layers_run_on_the_engine_s_ops(llama, ids, tmp_path):
     assert kinds == {IntegerLinear}
 
 
-def test_gptq_loses_less_than_rounding(llama, ids, want, tmp_path):
+def test_gptq_loses_less_than_rounding_and_descent_less_than_gptq(llama, ids, want, tmp_path):
     found = {}
-    for method in ("rtn", "searched", "gptq"):
+    for method in ("rtn", "searched", "gptq", "descent"):
         quantize(llama, tmp_path / method, Request("w3a16", method=method), ids)
         found[method] = lost(load(tmp_path / method), ids, want)
     assert found["gptq"] < 0.6 * found["searched"] < found["rtn"]
+    assert found["descent"] < 0.95 * found["gptq"]
 
 
 def test_head_and_tables_are_chosen_apart(llama, ids, want, tmp_path):
