@@ -91,6 +91,16 @@ def test_it_finds_the_best_codes_of_short_rows():
     assert damped(weight, q, gram) < 1.1 * total
 
 
+@pytest.mark.parametrize("text", ["int4[1,*]+z", "int4[2,*]", "nf4[16]"])
+def test_scales_tried_apart_give_what_they_give_together(text, monkeypatch):
+    """Large weights are given to GPTQ under few scales at once."""
+    spec, (weight, gram) = QuantSpec.parse(text), problem()
+    together = descent(weight, spec, ranges["mse"](), gram)
+    monkeypatch.setattr("pennyweight.solvers.descent.TOGETHER", 2 * weight.numel())
+    apart = descent(weight, spec, ranges["mse"](), gram)
+    assert torch.equal(together.codes, apart.codes) and torch.equal(together.scales(), apart.scales())
+
+
 def test_inputs_that_are_never_seen_and_weights_of_zero():
     weight, gram = problem()
     weight[3], gram[:, 5], gram[5] = 0.0, 0.0, 0.0

@@ -23,6 +23,7 @@ FRACTIONS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 1.05, 1.1)
 # formats of scales that hold what a least-squares fit gives
 REFITTED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BLOCK = 128  # columns between two updates of all columns
+TOGETHER = 1 << 24  # weights, times fractions, that GPTQ is given at once: each is some tens of bytes there
 
 
 @input_solvers.register("descent")
@@ -124,27 +125,35 @@ class _Problem:
     def started(self, params: QParams, gram: Tensor, fractions: Sequence[float], damp: float) -> _State:
         """GPTQ's codes under the best of the scales."""
         out, columns = self.weight.shape
-        groups, count = len(self.h), len(fractions)
+        groups = len(self.h)
         scale = quantize(self.weight, self.spec, params).scales()
         width = columns // scale.shape[1]
         own = replace(self.spec, block=(1, None if width == columns else width), scale="fp32")
 
         def many(parts: Sequence[Tensor]) -> Tensor:
-            """Of every row, once for each fraction: tensors [n, m] to [groups * count * rows, m]."""
+            """Of every row, once for each part: tensors [n, m] to [groups * parts * rows, m]."""
             by_row = [x.repeat_interleave(out // len(x), 0).reshape(groups, -1, x.shape[1]) for x in parts]
             return torch.stack(by_row, 1).flatten(0, 2)
 
         tried = [self.stored(scale * f).scales() for f in fractions]
-        given = QParams(many(tried), None if self.zero is None else many([self.zero] * count))
-        q = gptq(many([self.weight] * count), own, _Given(given), gram, damp=damp)  # type: ignore[call-arg]
-        error = q.dequantize().reshape(groups, count, -1, columns) - self.rows.unsqueeze(1)
-        cost = ((error @ self.h.unsqueeze(1)) * error).sum(-1)  # [groups, count, rows]
-        shared = cost.movedim(1, -1).reshape(len(scale), -1, count).sum(1)  # of rows with the same scales
-        choice = shared.argmin(1)
-        by_row = choice.repeat_interleave(out // len(scale)).reshape(groups, 1, -1, 1)
-        codes = q.codes.reshape(groups, count, -1, columns)
-        picked = codes.gather(1, by_row.expand(-1, 1, -1, columns))[:, 0]
-        best = torch.stack(tried)[choice, torch.arange(len(scale))]
+        size = max(TOGETHER // self.weight.numel(), 1)
+        picked, best = torch.zeros_like(self.rows, dtype=self.grid.dtype), scale
+        least = torch.full((len(scale),), torch.inf, device=scale.device)
+        for start in range(0, len(tried), size):
+            part = tried[start : start + size]
+            count = len(part)
+            given = QParams(many(part), None if self.zero is None else many([self.zero] * count))
+            q = gptq(many([self.weight] * count), own, _Given(given), gram, damp=damp)  # type: ignore[call-arg]
+            error = q.dequantize().reshape(groups, count, -1, columns) - self.rows.unsqueeze(1)
+            cost = ((error @ self.h.unsqueeze(1)) * error).sum(-1)  # [groups, count, rows]
+            shared = cost.movedim(1, -1).reshape(len(scale), -1, count).sum(1)  # of rows with the same scales
+            for codes, scales, found in zip(
+                q.codes.reshape(groups, count, -1, columns).unbind(1), part, shared.unbind(1), strict=True
+            ):
+                better = found < least
+                rows = better.repeat_interleave(out // len(scale)).reshape(groups, -1, 1)
+                picked, least = torch.where(rows, codes, picked), torch.where(better, found, least)
+                best = torch.where(better.unsqueeze(1), scales, best)
         return _State(picked, self.stored(best).scales())
 
     def stored(self, scale: Tensor) -> QTensor:
