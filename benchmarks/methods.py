@@ -76,9 +76,12 @@ INT8: dict[str, Callable[[Learned], str]] = {
 LEARNED = {"range": '"mse"'}
 
 
-def _solved(solver: str = "gptq") -> str:
+SQUARED = step("calibrate", range='"mse"')
+
+
+def _solved(solver: str = "gptq", calibrated: str = CLIPPED) -> str:
     """A solver's codes and measured biases, to learn on from."""
-    return CLIPPED + step("solve", solver=f'"{solver}"', **LEARNED) + MEASURED
+    return calibrated + step("solve", solver=f'"{solver}"', **LEARNED) + MEASURED
 
 
 def _whole(learned: Learned) -> str:
@@ -92,12 +95,8 @@ FEW: dict[str, Callable[[Learned], str]] = {
     "nearest": lambda learned: step("calibrate", range='"mse"') + step("solve", **LEARNED),
     "bias corrected": lambda learned: step("calibrate", range='"mse"') + step("solve", **LEARNED) + MEASURED,
     "SQuant": lambda learned: step("calibrate", range='"mse"') + step("solve", solver='"squant"', **LEARNED),
-    "GPTQ": lambda learned: (
-        step("calibrate", range='"mse"') + step("solve", solver='"gptq"', **LEARNED) + MEASURED
-    ),
-    "descent": lambda learned: (
-        step("calibrate", range='"mse"') + step("solve", solver='"descent"', **LEARNED) + MEASURED
-    ),
+    "GPTQ": lambda learned: _solved("gptq", SQUARED),
+    "descent": lambda learned: _solved("descent", SQUARED),
     "AdaRound": lambda learned: step("calibrate", range='"mse"') + step("adaround", **learned),
     "BRECQ": lambda learned: step("calibrate", range='"mse"') + step("brecq", **learned),
     "QDrop": lambda learned: step("calibrate", range='"mse"') + step("qdrop", **learned),

@@ -83,7 +83,7 @@ class IntegerWeight(nn.Module):
         if self.mode == "binary":
             codes, self.bits = pack_signs(levels.codes > 0), 1
         table = None
-        if stored is not None and integral and self.mode != "binary":
+        if stored is not None and self.mode in ("static", "dynamic"):
             places, table = stored
             codes = pack_codes(places, code_bits(table))
         self.register_buffer("codes", pack_nibbles(codes) if self.bits == 4 else codes.contiguous())

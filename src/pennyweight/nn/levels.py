@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pennyweight.formats import grids
 from pennyweight.formats.codebook import Codebook
 from pennyweight.formats.minifloat import Minifloat
-from pennyweight.nn.packing import pack_codes
+from pennyweight.nn.packing import by_row, pack_codes
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -42,9 +42,7 @@ class Levels(nn.Module):
         levels = torch.zeros(1 << self.bits, device=q.codes.device)
         known = grid.table() if isinstance(grid, Minifloat) else grid.levels()
         levels[: len(known)] = known.nan_to_num(0.0, 0.0, 0.0)
-        scale = q.scales()
-        if 1 < len(scale) < self.rows:  # blocks of several rows: one scale for each row
-            scale = scale.repeat_interleave(self.rows // len(scale), 0)
+        scale = by_row(q.scales(), self.rows)
         self.register_buffer("codes", pack_codes(q.codes, 4) if self.bits == 4 else q.codes.contiguous())
         self.register_buffer("levels", levels)
         self.register_buffer("scale", scale.contiguous())

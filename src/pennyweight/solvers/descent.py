@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pennyweight.errors import SolverError
 from pennyweight.formats import grids
-from pennyweight.qtensor import QParams, QTensor, encode, quantize
+from pennyweight.qtensor import QParams, QTensor, encode, per_element, quantize
 from pennyweight.ranges import RangeRule
 from pennyweight.solvers import input_solvers
 from pennyweight.solvers.gptq import checked_gram, gptq
@@ -162,9 +162,7 @@ class _Problem:
 
     def _each(self, numbers: Tensor) -> Tensor:
         """Numbers [n, m] of every element, [groups, rows, in]."""
-        out, columns = self.weight.shape
-        numbers = numbers.repeat_interleave(out // len(numbers), 0)
-        return numbers.repeat_interleave(columns // numbers.shape[1], 1).reshape(self.rows.shape)
+        return per_element(numbers, tuple(self.weight.shape)).reshape(self.rows.shape)
 
     def _levels(self, state: _State) -> Tensor:
         levels = self.grid.decode(state.codes)
