@@ -4,10 +4,10 @@ usage: python benchmarks/peers_accuracy.py [--peers TOOL=PYTHON ...] [--only NET
                                            [--bits W4A8 ...] [--limit N] [--seed 0] [--json FILE]
 
     --peers nncf=/path/python ...    environments that hold a peer, with torch, numpy and Pillow: nncf, onnxruntime,
-                                     brevitas, inc (contenders/requirements.txt)
+                                     brevitas, inc, aimet (contenders/classes.py)
 
-Ours are the presets `int8` and `int8-accurate` at W8A8 and GPTQ with measured biases as in methods.py below, all on the
-engine's integer programs. Peers are the methods of contenders/classes.py, each on its own kernels where it has some.
+Ours are the presets `int8` and `int8-accurate` at W8A8, GPTQ and descent with measured biases as in methods.py below,
+all on the engine's integer programs. Peers are the methods of contenders/classes.py, on kernels of their own if any.
 CIFAR networks calibrate on 512 training images, ImageNet networks on 100 of other classes than the 500; no labels. At
 4 bits the first convolution and the classifier stay at 8. Rows that FILE holds already are not measured again. One
 standard error of a drop is about 100 sqrt((1 - agree) / n).
@@ -40,6 +40,8 @@ PEERS = {
     "brevitas W8A8": ("W8A8", "brevitas"), "brevitas W8A8 relu": ("W8A8", "brevitas"),
     "brevitas W4A8": ("W4A8", "brevitas"), "brevitas W4A8 relu": ("W4A8", "brevitas"),
     "brevitas W4A4": ("W4A4", "brevitas"),
+    "aimet W8A8": ("W8A8", "aimet"), "aimet W8A8 equalized": ("W8A8", "aimet"),
+    "aimet W4A8": ("W4A8", "aimet"), "aimet W4A8 equalized": ("W4A8", "aimet"), "aimet W4A4": ("W4A4", "aimet"),
 }  # fmt: skip
 RELU6 = ("mobilenet_v2", "mcunet")
 Row = dict[str, Any]
@@ -53,7 +55,8 @@ def ours(network: str) -> Iterator[tuple[str, str, str]]:
     head += rule("int8n[1,*]", "uint8[*]+z", types='["add"]')
     smooth = SMOOTHED if network in RELU6 else ""
     for bits in ("W4A8", "W4A4"):
-        yield bits, "GPTQ", head + rule(*BITS[bits]) + step("fold_batch_norm") + smooth + FEW["GPTQ"]({})
+        for method in ("GPTQ", "descent"):
+            yield bits, method, head + rule(*BITS[bits]) + step("fold_batch_norm") + smooth + FEW[method]({})
 
 
 def rows(bench: Bench, args: argparse.Namespace, known: list[tuple[str, str, str]]) -> Iterator[Row]:

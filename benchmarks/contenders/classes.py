@@ -8,13 +8,15 @@ tensors. Every peer calibrates on the batches that ours calibrates on, in its ow
 test images are written to FILE as an array.
 
 Environments: requirements.txt beside this file for NNCF and ONNX Runtime; brevitas 0.13.4 with dependencies 2.0.1 (it
-cannot be imported with later ones); neural-compressor-pt 3.10. Each with torch 2.13.0, NumPy and Pillow.
+cannot be imported with later ones); neural-compressor-pt 3.10; aimet-torch 2.42.0 with all it requires but
+torchvision, whose names it reads and does not need. Each with torch 2.13.0, NumPy and Pillow.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+import types
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ import torch  # noqa: E402
 from pictures import NETWORKS, Network, data_folder  # noqa: E402
 
 Run = Callable[[torch.Tensor], Any]
+ROUNDED = 1000  # steps of AIMET's AdaRound a layer; its default is 10,000
 LAST = 1000  # brevitas knows a classifier by so many results
 
 
@@ -139,6 +142,57 @@ def brevitas(
     return lambda x: torch.nn.functional.pad(model(x)[:, : count - cut], (cut, 0), value=-torch.inf)
 
 
+def aimet(
+    network: Network, weight: int, activation: int, *, equalize: bool = False, iterations: int = 0
+) -> Run:
+    """Norms folded (`equalize`: cross-layer equalization too, which puts ReLU for ReLU6), AdaRound of so many steps a
+    layer if any, ranges of least expected error; scales per channel, activations asymmetric, all as its simulator runs.
+
+    First convolution and classifier at 8 bits.
+    """
+    parts = {name: types.ModuleType(f"torchvision.{name}") for name in ("datasets", "transforms", "ops")}
+    for part, layer in (("transforms", "Resize"), ("ops", "RoIPool")):
+        setattr(parts[part], layer, type(layer, (torch.nn.Module,), {}))
+    whole = types.ModuleType("torchvision")
+    vars(whole).update(parts)
+    sys.modules.update({"torchvision": whole, **{f"torchvision.{n}": m for n, m in parts.items()}})
+    from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters
+    from aimet_torch.batch_norm_fold import fold_all_batch_norms
+    from aimet_torch.common.defs import QuantScheme
+    from aimet_torch.common.quantsim_config.utils import get_path_for_per_channel_config
+    from aimet_torch.cross_layer_equalization import equalize_model
+    from aimet_torch.model_preparer import prepare_model
+    from aimet_torch.quantsim import QuantizationSimModel
+
+    batches = list(network.calibration_batches())
+    model, example = prepare_model(network.model.eval()), batches[0]
+    if equalize:
+        equalize_model(model, tuple(example.shape), dummy_input=example)
+    else:
+        fold_all_batch_norms(model, tuple(example.shape), dummy_input=example)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)}
+    ends = [next(iter(layers)), list(layers)[-1]]
+    config = get_path_for_per_channel_config()
+    with tempfile.TemporaryDirectory() as folder:
+        if iterations:
+            given = AdaroundParameters(batches, len(batches), default_num_iterations=iterations)
+            model = Adaround.apply_adaround(
+                model, example, given, folder, "rounded", default_param_bw=weight,
+                param_bw_override_list=[(layers[n], 8) for n in ends], default_config_file=config,
+            )  # fmt: skip
+        sim = QuantizationSimModel(
+            model, example, QuantScheme.post_training_tf_enhanced, default_output_bw=activation,
+            default_param_bw=weight, config_file=config,
+        )  # fmt: skip
+        for name in ends:
+            sim.model.get_submodule(name).param_quantizers["weight"].bitwidth = 8
+        if iterations:
+            sim.set_and_freeze_param_encodings(str(Path(folder) / "rounded.encodings"))
+    with torch.no_grad():
+        sim.compute_encodings(lambda m, _: [m(x) for x in batches], None)
+    return sim.model
+
+
 METHODS: dict[str, Callable[[Network], Run]] = {
     "nncf": partial(nncf, preset="PERFORMANCE"),
     "nncf mixed": partial(nncf, preset="MIXED"),
@@ -150,6 +204,11 @@ METHODS: dict[str, Callable[[Network], Run]] = {
     "brevitas W4A8": partial(brevitas, weight=4, activation=8, gptq=True),
     "brevitas W4A8 relu": partial(brevitas, weight=4, activation=8, relu=True, gptq=True),
     "brevitas W4A4": partial(brevitas, weight=4, activation=4, gptq=True),
+    "aimet W8A8": partial(aimet, weight=8, activation=8),
+    "aimet W8A8 equalized": partial(aimet, weight=8, activation=8, equalize=True),
+    "aimet W4A8": partial(aimet, weight=4, activation=8, iterations=ROUNDED),
+    "aimet W4A8 equalized": partial(aimet, weight=4, activation=8, equalize=True, iterations=ROUNDED),
+    "aimet W4A4": partial(aimet, weight=4, activation=4, iterations=ROUNDED),
 }
 
 
