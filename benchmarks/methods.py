@@ -70,6 +70,12 @@ INT8: dict[str, Callable[[Learned], str]] = {
     "smooth, GPTQ": lambda learned: (
         SMOOTHED + CLIPPED + step("solve", solver='"gptq"', **SEARCHED) + MEASURED
     ),
+    "smooth, GPTQ, retargeted": lambda learned: (
+        SMOOTHED + CLIPPED + step("solve", solver='"gptq"', retarget="true", **SEARCHED)
+    ),
+    "smooth, descent, retargeted": lambda learned: (
+        SMOOTHED + CLIPPED + step("solve", solver='"descent"', retarget="true", **SEARCHED)
+    ),
     "smooth, BRECQ": lambda learned: SMOOTHED + CLIPPED + step("brecq", **learned),
     "smooth, QDrop": lambda learned: SMOOTHED + CLIPPED + step("qdrop", **learned),
 }
@@ -79,8 +85,10 @@ LEARNED = {"range": '"mse"'}
 SQUARED = step("calibrate", range='"mse"')
 
 
-def _solved(solver: str = "gptq", calibrated: str = CLIPPED) -> str:
+def _solved(solver: str = "gptq", calibrated: str = CLIPPED, *, aimed: bool = False) -> str:
     """A solver's codes and measured biases, to learn on from."""
+    if aimed:  # biases come with the weights
+        return calibrated + step("solve", solver=f'"{solver}"', retarget="true", **LEARNED)
     return calibrated + step("solve", solver=f'"{solver}"', **LEARNED) + MEASURED
 
 
@@ -97,6 +105,8 @@ FEW: dict[str, Callable[[Learned], str]] = {
     "SQuant": lambda learned: step("calibrate", range='"mse"') + step("solve", solver='"squant"', **LEARNED),
     "GPTQ": lambda learned: _solved("gptq", SQUARED),
     "descent": lambda learned: _solved("descent", SQUARED),
+    "GPTQ, retargeted": lambda learned: _solved("gptq", SQUARED, aimed=True),
+    "descent, retargeted": lambda learned: _solved("descent", SQUARED, aimed=True),
     "AdaRound": lambda learned: step("calibrate", range='"mse"') + step("adaround", **learned),
     "BRECQ": lambda learned: step("calibrate", range='"mse"') + step("brecq", **learned),
     "QDrop": lambda learned: step("calibrate", range='"mse"') + step("qdrop", **learned),
@@ -106,6 +116,10 @@ FEW: dict[str, Callable[[Learned], str]] = {
     ),
     "descent, percentiles": lambda learned: _solved("descent"),
     "descent, AdaQuant": lambda learned: _solved("descent") + step("adaquant", start='"solved"', **learned),
+    "descent, retargeted, percentiles": lambda learned: _solved("descent", aimed=True),
+    "descent, retargeted, AdaQuant": lambda learned: (
+        _solved("descent", aimed=True) + step("adaquant", start='"solved"', **learned)
+    ),
 }
 
 

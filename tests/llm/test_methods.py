@@ -96,6 +96,10 @@ def test_retargeting_is_least_squares(gram):
     torch.testing.assert_close(
         retarget(w, x.T @ x / 500, float_x.T @ x / 500, damp=1e9), w, atol=1e-4, rtol=1e-4
     )
+    grams = [torch.stack([a.T @ b, b.T @ b]) / 500 for a, b in ((x, x), (float_x, x))]
+    both = retarget(w.repeat(2, 1), *grams)
+    for part, gram, cross in zip(both.split(8), *grams, strict=True):
+        torch.testing.assert_close(part, retarget(w, gram, cross))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ from pennyweight.nn.conv import conv_matrix
 from pennyweight.pipeline import calibrate, prepare
 from pennyweight.ranges import ranges
 from pennyweight.recipe import Recipe
-from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram, rows
+from pennyweight.reconstruction.capture import floating, mean_outputs
+from pennyweight.reconstruction.gram import (
+    expected_gram,
+    has_rows,
+    input_gram,
+    paired_moments,
+    rows,
+    seen_inputs,
+)  # fmt: skip
 from pennyweight.reconstruction.normals import Channels
 from pennyweight.solvers.gptq import gptq
 from pennyweight.spec import QuantSpec
@@ -82,6 +90,56 @@ def test_networks_come_closer(cnn):
     torch.manual_seed(0)
     x = torch.randn(64, 3, 8, 8)
     assert drift(cnn, x, GPTQ) < 0.85 * drift(cnn, x, LOW)
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "groups", "depthwise"])
+def test_two_streams_are_compared(name):
+    """The moments of rounded inputs and others, and the shift that keeps the mean of the results."""
+    layer, shape = LAYERS[name]
+    torch.manual_seed(0)
+    batches = [torch.randn(3, *shape[1:]) + 0.5, torch.randn(5, *shape[1:])]
+    twin = calibrate(prepare(layer, batches[0], Recipe.parse(LOW)), batches, progress=False)
+    others = [x + 0.1 * torch.randn_like(x) for x in batches]
+    assert all(torch.equal(a, b) for a, b in zip(seen_inputs(twin, others, twin), others, strict=True))
+    met = paired_moments(twin, batches, twin, others)
+    x, y = (
+        torch.cat([rows(twin, v) for v in part], 1).double() for part in (map(twin.input, batches), others)
+    )
+    assert met.count == x.shape[1]
+    for group in range(len(x)):
+        both = torch.cov(torch.cat([x[group], y[group]], 1).T, correction=0)
+        size = x.shape[2]
+        torch.testing.assert_close(met.gram[group], both[:size, :size], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(met.cross[group], both[size:, :size], rtol=1e-4, atol=1e-5)
+    rounded = twin.solved["weight"].dequantize()
+    weight = layer.weight.detach().reshape(rounded.shape)
+    parts = [w.double().reshape(len(x), -1, x.shape[2]) for w in (weight, rounded)]
+    wanted = (y @ parts[0].mT).mean(1) - (x @ parts[1].mT).mean(1)
+    torch.testing.assert_close(met.shift(weight, rounded), wanted.flatten().float(), rtol=1e-4, atol=1e-5)
+
+
+def test_retargeted_layers_answer_as_in_float(cnn):
+    """Nearer to the float network than without, and with its mean result at every layer."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 3, 8, 8)
+    aimed = GPTQ + "retarget = true\n"
+    assert drift(cnn, x, aimed) < 0.8 * drift(cnn, x, GPTQ)
+    prepared = prepare(cnn, x, Recipe.parse(aimed))
+    calibrate(prepared, [x[:32], x[32:]], progress=False)
+    layers = {n: m for n, m in prepared.named_modules() if getattr(m, "solved", None)}
+    assert len(layers) > 1
+    with floating(prepared):
+        wanted = mean_outputs(prepared, [x], layers)
+    found = mean_outputs(prepared, [x], layers)
+    for name, mean in wanted.items():
+        torch.testing.assert_close(found[name], mean, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("options", ['solver = "rtn"', 'solver = "gptq"\ninputs = "norms"'])
+def test_retargeting_reads_inputs(options):
+    recipe = f'[[rules]]\nweight = "int4[1,*]"\n[[passes]]\npass = "solve"\nretarget = true\n{options}\n'
+    with pytest.raises(pw.errors.RecipeError, match="retarget"):
+        pw.quantize(nn.Linear(4, 4), [torch.randn(2, 4)], Recipe.parse(recipe), progress=False)
 
 
 def test_generators_are_held():

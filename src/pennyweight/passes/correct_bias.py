@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from pennyweight.graph.graph import Ref
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
-from pennyweight.passes.solve import weights
+from pennyweight.passes.solve import report_shift, weights
 from pennyweight.plan import LayerPlan
 from pennyweight.progress import track
 from pennyweight.qtensor import QTensor
@@ -82,7 +81,7 @@ class CorrectBias:
             change = matrix.double() - twin.solved[name].dequantize().reshape(matrix.shape).double()
             shift = twin.expected(change, means)
             twin.bias_shift = shift.float()
-            _report(context, twin.layer.name, shift)
+            report_shift(context, twin.layer.name, shift)
 
     @property
     def replays(self) -> bool:
@@ -114,12 +113,7 @@ class CorrectBias:
             twin.bias_shift = shift.float()
             if once:
                 replay.finish(path)
-            _report(context, path, shift)
-
-
-def _report(context: Context, path: str, shift: Tensor) -> None:
-    rms = float(torch.sqrt((shift**2).mean()))
-    context.journal.add("bias", path, largest=float(shift.abs().max()), rms=rms)
+            report_shift(context, path, shift)
 
 
 def _expected(context: Context, known: dict[Ref, Channels], twin: object) -> Tensor | None:

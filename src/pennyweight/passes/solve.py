@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from pennyweight.errors import EmptyCalibration, PennyweightError
+from pennyweight.errors import EmptyCalibration, PennyweightError, RecipeError
 from pennyweight.nn import twins
 from pennyweight.nn.calls import CallTwin, call_matrix
 from pennyweight.nn.conv import ConvTwin
@@ -22,10 +22,12 @@ from pennyweight.plan import LayerPlan
 from pennyweight.progress import track
 from pennyweight.qtensor import QTensor
 from pennyweight.ranges import RangeRule, ranges
-from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram
+from pennyweight.reconstruction.capture import floating
+from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram, paired_moments, seen_inputs
 from pennyweight.reconstruction.normals import propagate
 from pennyweight.reconstruction.replay import Replay
 from pennyweight.solvers import Solver, input_solvers, solvers
+from pennyweight.solvers.retarget import retarget
 
 
 def weights(model: nn.Module, params: dict[str, Tensor]) -> list[tuple[Any, str, Tensor]]:
@@ -65,6 +67,13 @@ class Solve:
     With `inputs = "norms"` these moments are those that folded batch norms imply (`reconstruction.normals`), so that no
     data are needed; layers that no norm lies before see the batches, or the example.
 
+    With `retarget` every layer aims at what it answers in the float network, though its inputs are not those any more:
+
+        min_{W', b'} E |W' x~ + b' - W x - b|^2
+
+    with x of the float network and x~ of the network as quantized so far. The solver gets Cov[x~] and, for the weight,
+    the W* that `solvers.retarget` finds; then `b' = b + W E[x] - W' E[x~]`, so that no bias need be corrected after.
+
     Args:
         solver: name of a solver.
         range: name of the range rule it starts from.
@@ -72,6 +81,10 @@ class Solve:
         solver_options: options of the solver.
         inputs: "data" or "norms".
         alike: with norms, how much neighbouring values of a channel correlate.
+        retarget: see above; for solvers that read inputs, from data.
+        pull: share of the inputs' mean variance that pulls W* toward W.
+
+    Source of `retarget`: Zhang et al. 2025, "Qronos" (arXiv:2505.11695); Li et al. 2025, "GPTAQ" (arXiv:2504.02692).
     """
 
     solver: str = "rtn"
@@ -80,6 +93,8 @@ class Solve:
     solver_options: dict[str, Any] = field(default_factory=dict)
     inputs: Literal["data", "norms"] = "data"
     alike: float = 0.6
+    retarget: bool = False
+    pull: float = 0.01
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
 
@@ -89,9 +104,19 @@ class Solve:
         return self.solver not in solvers and self.solver in input_solvers
 
     def needs(self) -> set[str]:
-        """Nothing. Raises RegistryError if there is no such solver."""
+        """Nothing.
+
+        Raises:
+            RegistryError: if there is no such solver.
+            RecipeError: if layers are to be aimed anew by a solver that reads no inputs, or without data.
+        """
         if not self.replays:
             solvers[self.solver]
+        if self.retarget and (not self.replays or self.inputs != "data"):
+            raise RecipeError(
+                f"retarget with solver {self.solver!r} and inputs {self.inputs!r}",
+                hint=f'It needs inputs = "data" and a solver of {", ".join(sorted(input_solvers))}.',
+            )
         return set()
 
     def run(self, context: Context) -> None:
@@ -124,10 +149,14 @@ class Solve:
                 quantizer.active = True
         known = propagate(context.graph, context.model, context.outputs) if self.inputs == "norms" else {}
         replay = Replay(context.model, context.graph, lambda: _batches(context, self.solver))
+        floats = Replay(context.model, context.graph, lambda: _batches(context, self.solver))
         for twin, name, matrix in track(found, self.solver, show=context.progress):
+            once = len(context.graph.modules(twin.layer.name)) == 1
+            if self.retarget and has_rows(twin):
+                self._aimed(context, rule, (twin, name, matrix), (replay, floats), once=once)
+                continue
             solver: Solver = solvers["rtn"]
             if has_rows(twin):
-                once = len(context.graph.modules(twin.layer.name)) == 1
                 refs = {node.inputs[0] for node in context.graph.modules(twin.layer.name)} & known.keys()
                 if refs and once:
                     gram = expected_gram(twin, known[refs.pop()], self.alike)  # type: ignore[index]
@@ -135,10 +164,35 @@ class Solve:
                     with replay.running():
                         gram = input_gram(context.model, replay.batches(), twin, once=once)
                 if gram.numel():
-                    solver = partial(input_solvers[self.solver], gram=gram, **self.solver_options)
+                    solver = self._reading(gram)
             solve_one(context, twin, name, matrix, solver, rule)
             if has_rows(twin) and once and self.inputs == "data":
                 replay.finish(twin.layer.name)
+
+    def _reading(self, gram: Tensor) -> Solver:
+        return partial(input_solvers[self.solver], gram=gram, **self.solver_options)
+
+    def _aimed(
+        self, context: Context, rule: RangeRule, found: tuple[Any, str, Tensor], replays: tuple[Replay, Replay], *,
+        once: bool,
+    ) -> None:  # fmt: skip
+        """One layer, and its bias, toward its results in the float network."""
+        (twin, name, matrix), (replay, floats) = found, replays
+        with floating(context.model), floats.running():
+            inputs = seen_inputs(context.model, floats.batches(), twin, once=once)
+        with replay.running():
+            met = paired_moments(context.model, replay.batches(), twin, inputs, once=once)
+        if not met.count:
+            solve_one(context, twin, name, matrix, solvers["rtn"], rule)
+            return
+        target = retarget(matrix, met.gram, met.cross, self.pull)
+        q = solve_one(context, twin, name, target, self._reading(met.gram), rule)
+        twin.bias_shift = met.shift(matrix, q.dequantize().reshape(matrix.shape))
+        report_shift(context, twin.layer.name, twin.bias_shift)
+        if once:
+            replay.finish(twin.layer.name)
+            with floating(context.model):
+                floats.finish(twin.layer.name)
 
 
 def _batches(context: Context, what: str) -> Iterable[Any]:
@@ -148,6 +202,12 @@ def _batches(context: Context, what: str) -> Iterable[Any]:
             f"{what!r} reads inputs, but there is no batch", hint="Pass some hundred inputs."
         )
     return batches
+
+
+def report_shift(context: Context, path: str, shift: Tensor) -> None:
+    """Journal what a bias was shifted by: the largest, and the root of the mean square."""
+    rms = float(torch.sqrt((shift**2).mean()))
+    context.journal.add("bias", path, largest=float(shift.abs().max()), rms=rms)
 
 
 def solve_one(

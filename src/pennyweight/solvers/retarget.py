@@ -14,18 +14,19 @@ def retarget(weight: Tensor, gram: Tensor, cross: Tensor, damp: float = 0.01) ->
     With `H = E[x x^T]` of the inputs as they come, `G = E[x~ x^T]` with the inputs x~ of the float network, and
     `l = damp * mean(diag H)`.
 
-    Shapes: weight [out, in]; gram, cross [in, in]; result [out, in], float32.
+    Shapes: weight [out, in]; gram, cross [in, in], or [groups, in, in] for rows in that many parts; result [out, in],
+    float32.
     Source: the correction of Qronos (Zhang et al. 2025, arXiv:2505.11695) made once, before the rounding.
 
     Raises:
         SolverError: if H is not positive definite.
     """
-    h, g = gram.double(), cross.double()
-    level = damp * h.diagonal().mean().clamp_min(1e-30)
-    eye = torch.eye(len(h), dtype=h.dtype) * level
+    h, g = (m.double().reshape(-1, *m.shape[-2:]) for m in (gram, cross))
+    level = damp * h.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)
+    eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device) * level.reshape(-1, 1, 1)
     lower, failed = torch.linalg.cholesky_ex(h + eye)
-    if bool(failed):
+    if bool(failed.any()):
         raise SolverError("the second moments are not positive definite", shapes=str(tuple(gram.shape)))
-    target = weight.double() @ (g + eye)
-    found: Tensor = torch.cholesky_solve(target.T, lower).T.float()
+    target = weight.double().reshape(len(h), -1, h.shape[-1]) @ (g + eye)
+    found: Tensor = torch.cholesky_solve(target.mT, lower).mT.reshape(weight.shape).float()
     return found
