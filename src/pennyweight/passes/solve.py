@@ -94,7 +94,7 @@ class Solve:
     inputs: Literal["data", "norms"] = "data"
     alike: float = 0.6
     retarget: bool = False
-    pull: float = 0.01
+    pull: float = 0.1
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
 
