@@ -125,8 +125,8 @@ class Trial:
     """One model that was made and evaluated.
 
     Attributes:
-        rung: of the ladder: "float", "data-free", "calibrated", "bias-corrected", "reconstructed", "run-time ranges",
-            "mixed", "mixed, reconstructed" or "trained".
+        rung: of the ladder: "float", "data-free", "calibrated", "bias-corrected", "retargeted", "reconstructed",
+            "run-time ranges", "mixed", "mixed, retargeted", "mixed, reconstructed" or "trained".
         name: of its recipe.
         score: what `evaluate` gave; drop: against float.
         latency_ms: of a run of the goal's batch, measured in turns with float; speedup: over float on the same engine.

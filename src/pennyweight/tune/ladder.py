@@ -63,9 +63,21 @@ def rungs(base: Recipe) -> list[_Rung]:
         found.append(_Rung("bias-corrected", base))
     else:
         found.append(_Rung("calibrated", base))
+    found.append(_Rung("retargeted", retargeted(base)))
     found.append(_Rung("reconstructed", base))
     found.append(_Rung("run-time ranges", Recipe.preset("int8-dynamic")))
     return found
+
+
+def retargeted(recipe: Recipe) -> Recipe:
+    """The recipe with every layer, and its bias, aimed at its results in the float network."""
+    found: list[Any] = []
+    for step in recipe.passes:
+        if isinstance(step, Solve):
+            found.append(Solve("gptq", step.range, dict(step.options), retarget=True))
+        elif not isinstance(step, CorrectBias):
+            found.append(step)
+    return replace(recipe, name=f"{recipe.name}, retargeted", passes=tuple(found))
 
 
 def with_learned_rounding(recipe: Recipe, steps: int) -> Recipe:
@@ -291,12 +303,15 @@ class Climb:
         return self._try("mixed", recipe, lambda: self._quantized(recipe), dict(assignment))
 
     def _learned_mix(self) -> None:
-        """The mix that keeps the limits and loses least, its rounding learned."""
+        """The mix that keeps the limits and loses least, its layers retargeted; then its rounding learned."""
         mixes = [t for t in self.trials if t.rung == "mixed" and self._keeps_limits(t)]
         best = min(mixes, key=lambda t: t.drop, default=None)
         if best is None or best.recipe is None:
             return
-        recipe = self._learning(best.recipe)
+        if self.clock.allows(self._expected()):
+            aimed = retargeted(best.recipe)
+            self._try("mixed, retargeted", aimed, partial(self._quantized, aimed), best.assignment)
+        recipe = None if self._reached() else self._learning(best.recipe)
         if recipe is not None:
             self._try("mixed, reconstructed", recipe, partial(self._quantized, recipe), best.assignment)
 
