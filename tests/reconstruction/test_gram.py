@@ -10,15 +10,9 @@ from pennyweight.pipeline import calibrate, prepare
 from pennyweight.ranges import ranges
 from pennyweight.recipe import Recipe
 from pennyweight.reconstruction.capture import floating, mean_outputs
-from pennyweight.reconstruction.gram import (
-    expected_gram,
-    has_rows,
-    input_gram,
-    paired_moments,
-    rows,
-    seen_inputs,
-)  # fmt: skip
+from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram, rows
 from pennyweight.reconstruction.normals import Channels
+from pennyweight.reconstruction.paired import PULLS, paired, seen_inputs, steady_pull
 from pennyweight.solvers.gptq import gptq
 from pennyweight.spec import QuantSpec
 
@@ -101,7 +95,9 @@ def test_two_streams_are_compared(name):
     twin = calibrate(prepare(layer, batches[0], Recipe.parse(LOW)), batches, progress=False)
     others = [x + 0.1 * torch.randn_like(x) for x in batches]
     assert all(torch.equal(a, b) for a, b in zip(seen_inputs(twin, others, twin), others, strict=True))
-    met = paired_moments(twin, batches, twin, others)
+    halves = paired(twin, batches, twin, others)
+    met = halves[0] + halves[1]
+    assert abs(halves[0].count - halves[1].count) <= len(batches)
     x, y = (
         torch.cat([rows(twin, v) for v in part], 1).double() for part in (map(twin.input, batches), others)
     )
@@ -116,6 +112,29 @@ def test_two_streams_are_compared(name):
     parts = [w.double().reshape(len(x), -1, x.shape[2]) for w in (weight, rounded)]
     wanted = (y @ parts[0].mT).mean(1) - (x @ parts[1].mT).mean(1)
     torch.testing.assert_close(met.shift(weight, rounded), wanted.flatten().float(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_pull_is_what_holds_elsewhere():
+    """Errors of inputs that follow from them call for little pull, errors that do not for much."""
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 8)
+    weight = layer.weight.detach()
+    twin = prepare(layer, torch.randn(2, 24), Recipe.parse(LOW))
+    mixed = torch.eye(24) + 0.1 * torch.randn(24, 24)
+    few, many = torch.randn(40, 24), torch.randn(4000, 24)
+    found = [
+        steady_pull(weight, paired(twin, [x], twin, [y]))
+        for x, y in ((many, many @ mixed), (few, few + 0.3 * torch.randn_like(few)))
+    ]
+    assert found[0] == PULLS[0]
+    assert found[1] >= 1
+    x, y = many, many @ mixed
+    half = paired(twin, [x], twin, [y])[0]
+    apart = [
+        (y[:2000] @ weight.T - x[:2000] @ w.T).var(0, correction=0).sum() for w in (weight, 0.9 * weight)
+    ]
+    wanted = half.error(weight, weight) - half.error(weight, 0.9 * weight)
+    torch.testing.assert_close(float(apart[0] - apart[1]), wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_retargeted_layers_answer_as_in_float(cnn):

@@ -23,8 +23,9 @@ from pennyweight.progress import track
 from pennyweight.qtensor import QTensor
 from pennyweight.ranges import RangeRule, ranges
 from pennyweight.reconstruction.capture import floating
-from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram, paired_moments, seen_inputs
+from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram
 from pennyweight.reconstruction.normals import propagate
+from pennyweight.reconstruction.paired import paired, seen_inputs, steady_pull
 from pennyweight.reconstruction.replay import Replay
 from pennyweight.solvers import Solver, input_solvers, solvers
 from pennyweight.solvers.retarget import retarget
@@ -82,7 +83,8 @@ class Solve:
         inputs: "data" or "norms".
         alike: with norms, how much neighbouring values of a channel correlate.
         retarget: see above; for solvers that read inputs, from data.
-        pull: share of the inputs' mean variance that pulls W* toward W.
+        pull: share of the inputs' mean variance that pulls W* toward W; None for each layer's own, by what a weight
+            from one half of the inputs does on the other.
 
     Source of `retarget`: Zhang et al. 2025, "Qronos" (arXiv:2505.11695); Li et al. 2025, "GPTAQ" (arXiv:2504.02692).
     """
@@ -94,7 +96,7 @@ class Solve:
     inputs: Literal["data", "norms"] = "data"
     alike: float = 0.6
     retarget: bool = False
-    pull: float = 0.1
+    pull: float | None = None
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
 
@@ -181,11 +183,13 @@ class Solve:
         with floating(context.model), floats.running():
             inputs = seen_inputs(context.model, floats.batches(), twin, once=once)
         with replay.running():
-            met = paired_moments(context.model, replay.batches(), twin, inputs, once=once)
-        if not met.count:
+            halves = paired(context.model, replay.batches(), twin, inputs, once=once)
+        if not halves:
             solve_one(context, twin, name, matrix, solvers["rtn"], rule)
             return
-        target = retarget(matrix, met.gram, met.cross, self.pull)
+        met = halves[0] + halves[1]
+        pull = steady_pull(matrix, halves) if self.pull is None else self.pull
+        target = retarget(matrix, met.gram, met.cross, pull)
         q = solve_one(context, twin, name, target, self._reading(met.gram), rule)
         twin.bias_shift = met.shift(matrix, q.dequantize().reshape(matrix.shape))
         report_shift(context, twin.layer.name, twin.bias_shift)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -67,79 +66,6 @@ def input_gram(model: nn.Module, batches: Iterable[Any], twin: Any, *, once: boo
 
     visit(model, batches, twin, see, once=once)
     return total / max(count, 1)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """What a layer's inputs x~ in the network as quantized so far have to do with those x of the float network.
-
-    Attributes:
-        gram: covariance of x~, float64 [groups, in, in].
-        cross: of x and x~, E[x x~^T] - E[x] E[x~]^T, the same shape.
-        mean, wanted: E[x~] and E[x], [groups, in].
-        count: vectors seen.
-    """
-
-    gram: Tensor
-    cross: Tensor
-    mean: Tensor
-    wanted: Tensor
-    count: int
-
-    def shift(self, weight: Tensor, rounded: Tensor) -> Tensor:
-        """What a bias needs so that results keep their mean, `W E[x] - W' E[x~]`, [out]."""
-        groups, size = self.mean.shape
-        parts = (m.double().reshape(groups, -1, size) for m in (weight, rounded))
-        want, have = (
-            (p @ v.unsqueeze(2)).flatten() for p, v in zip(parts, (self.wanted, self.mean), strict=True)
-        )
-        found: Tensor = (want - have).float()
-        return found
-
-
-def seen_inputs(
-    model: nn.Module, batches: Iterable[Any], twin: nn.Module, *, once: bool = True
-) -> list[Tensor]:
-    """The inputs of every call of a layer, as they come."""
-    found: list[Tensor] = []
-    visit(
-        model,
-        batches,
-        twin,
-        lambda args, kwargs: found.append(args[0] if args else kwargs["input"]),
-        once=once,
-    )
-    return found
-
-
-def paired_moments(
-    model: nn.Module, batches: Iterable[Any], twin: Any, floats: list[Tensor], *, once: bool = True
-) -> Paired:
-    """Run a model as it is, and compare a layer's inputs, rounded as its input is, with those of the float network.
-
-    floats: from `seen_inputs` of the float network on the same batches.
-    """
-    others = iter(floats)
-    sums: list[Tensor] = []
-    count = 0
-
-    def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal sums, count
-        x = args[0] if args else kwargs["input"]
-        x = rows(twin, (x if twin.input is None else twin.input(x)).float())
-        wanted = rows(twin, next(others).float())
-        ones = [v.double().sum(1) for v in (x, wanted)]
-        parts = [(x.mT @ x).double(), (wanted.mT @ x).double(), *ones]
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-        count += x.shape[1]
-
-    visit(model, batches, twin, see, once=once)
-    if not count:
-        none = torch.zeros(0, dtype=torch.float64)
-        return Paired(none, none, none, none, 0)
-    gram, cross, mean, wanted = (v / count for v in sums)
-    apart = mean.unsqueeze(1)
-    return Paired(gram - mean.unsqueeze(2) * apart, cross - wanted.unsqueeze(2) * apart, mean, wanted, count)
 
 
 def expected_gram(twin: Any, channels: Channels, alike: float) -> Tensor:

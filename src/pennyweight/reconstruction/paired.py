@@ -1,0 +1,121 @@
+"""A layer's inputs in the network as quantized so far, beside those of the float network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from pennyweight.reconstruction.capture import visit
+from pennyweight.reconstruction.gram import rows
+from pennyweight.solvers.retarget import retarget
+
+PULLS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Sums over the inputs x~ of a layer as they come, and those x of the float network.
+
+    Attributes:
+        square: of x~ x~^T, float64 [groups, in, in].
+        product: of x x~^T, the same shape.
+        met, wanted: of x~ and of x, [groups, in].
+        count: vectors.
+    """
+
+    square: Tensor
+    product: Tensor
+    met: Tensor
+    wanted: Tensor
+    count: int
+
+    def __add__(self, other: Paired) -> Paired:
+        return Paired(
+            self.square + other.square, self.product + other.product, self.met + other.met,
+            self.wanted + other.wanted, self.count + other.count,
+        )  # fmt: skip
+
+    @property
+    def gram(self) -> Tensor:
+        """The covariance of x~."""
+        mean = self.met / self.count
+        return self.square / self.count - mean.unsqueeze(2) * mean.unsqueeze(1)
+
+    @property
+    def cross(self) -> Tensor:
+        """That of x and x~, `E[x x~^T] - E[x] E[x~]^T`."""
+        met, wanted = self.met / self.count, self.wanted / self.count
+        return self.product / self.count - wanted.unsqueeze(2) * met.unsqueeze(1)
+
+    def shift(self, weight: Tensor, rounded: Tensor) -> Tensor:
+        """What a bias needs so that results keep their mean, `W E[x] - W' E[x~]`, [out]."""
+        want, have = ((_parts(w, self) @ v.unsqueeze(2)).flatten() / self.count
+                      for w, v in ((weight, self.wanted), (rounded, self.met)))  # fmt: skip
+        found: Tensor = (want - have).float()
+        return found
+
+    def error(self, weight: Tensor, other: Tensor) -> float:
+        """`E |W x - W' x~|^2` around its mean, less what W' does not change, `tr(W' H W'^T) - 2 tr(W G W'^T)`."""
+        w, o = _parts(weight, self), _parts(other, self)
+        return float(((o @ self.gram - 2 * (w @ self.cross)) * o).sum())
+
+
+def _parts(weight: Tensor, sums: Paired) -> Tensor:
+    """[groups, rows, in]."""
+    groups, size = sums.met.shape
+    return weight.detach().double().reshape(groups, -1, size)
+
+
+def seen_inputs(
+    model: nn.Module, batches: Iterable[Any], twin: nn.Module, *, once: bool = True
+) -> list[Tensor]:
+    """The inputs of every call of a layer, as they come."""
+    found: list[Tensor] = []
+    visit(model, batches, twin, lambda args, kwargs: found.append(_input(args, kwargs)), once=once)
+    return found
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    found: Tensor = args[0] if args else kwargs["input"]
+    return found
+
+
+def paired(
+    model: nn.Module, batches: Iterable[Any], twin: Any, floats: Sequence[Tensor], *, once: bool = True
+) -> tuple[Paired, ...]:
+    """Run a model as it is, and sum over a layer's inputs, rounded as its input is; two halves, or nothing without any.
+
+    floats: from `seen_inputs` of the float network on the same batches.
+    """
+    halves: list[Paired] = []
+    others = iter(floats)
+
+    def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal halves
+        x = _input(args, kwargs)
+        pair = [rows(twin, v.float()) for v in (x if twin.input is None else twin.input(x), next(others))]
+        half = pair[0].shape[1] // 2
+        parts = [_sums(*(v[:, own] for v in pair)) for own in (slice(half), slice(half, None))]
+        halves = [a + b for a, b in zip(halves, parts, strict=True)] if halves else parts
+
+    visit(model, batches, twin, see, once=once)
+    return tuple(halves)
+
+
+def _sums(x: Tensor, wanted: Tensor) -> Paired:
+    square, product = (x.mT @ x).double(), (wanted.mT @ x).double()
+    return Paired(square, product, x.double().sum(1), wanted.double().sum(1), x.shape[1])
+
+
+def steady_pull(weight: Tensor, halves: Sequence[Paired]) -> float:
+    """The pull of `retarget` whose weight from one half of the inputs serves the other half best."""
+    if any(not h.count for h in halves):
+        return max(PULLS)
+    tried = []
+    for pull in PULLS:
+        found = [retarget(weight, h.gram, h.cross, pull) for h in halves]
+        tried.append(sum(h.error(weight, w) for h, w in zip(reversed(halves), found, strict=True)))
+    return PULLS[tried.index(min(tried))]
