@@ -154,10 +154,12 @@ def test_retargeted_layers_answer_as_in_float(cnn):
         torch.testing.assert_close(found[name], mean, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("options", ['solver = "rtn"', 'solver = "gptq"\ninputs = "norms"'])
+@pytest.mark.parametrize(
+    "options", ['solver = "rtn"', 'solver = "gptq"\ninputs = "norms"', 'solver = "gptq"\npull = 0.0']
+)
 def test_retargeting_reads_inputs(options):
     recipe = f'[[rules]]\nweight = "int4[1,*]"\n[[passes]]\npass = "solve"\nretarget = true\n{options}\n'
-    with pytest.raises(pw.errors.RecipeError, match="retarget"):
+    with pytest.raises(pw.errors.RecipeError, match=r"retarget|pull"):
         pw.quantize(nn.Linear(4, 4), [torch.randn(2, 4)], Recipe.parse(recipe), progress=False)
 
 

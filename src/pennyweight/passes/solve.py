@@ -110,7 +110,8 @@ class Solve:
 
         Raises:
             RegistryError: if there is no such solver.
-            RecipeError: if layers are to be aimed anew by a solver that reads no inputs, or without data.
+            RecipeError: if layers are to be aimed anew by a solver that reads no inputs, or without data; if `pull` is
+                not above 0.
         """
         if not self.replays:
             solvers[self.solver]
@@ -119,6 +120,8 @@ class Solve:
                 f"retarget with solver {self.solver!r} and inputs {self.inputs!r}",
                 hint=f'It needs inputs = "data" and a solver of {", ".join(sorted(input_solvers))}.',
             )
+        if self.pull is not None and self.pull <= 0:
+            raise RecipeError(f"pull = {self.pull}", hint="Above 0, or left out.")
         return set()
 
     def run(self, context: Context) -> None:

@@ -102,7 +102,7 @@ def paired(
         halves = [a + b for a, b in zip(halves, parts, strict=True)] if halves else parts
 
     visit(model, batches, twin, see, once=once)
-    return tuple(halves)
+    return tuple(halves) if any(h.count for h in halves) else ()
 
 
 def _sums(x: Tensor, wanted: Tensor) -> Paired:
