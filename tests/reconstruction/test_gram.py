@@ -155,7 +155,7 @@ def test_retargeted_layers_answer_as_in_float(cnn):
 
 
 @pytest.mark.parametrize(
-    "options", ['solver = "rtn"', 'solver = "gptq"\ninputs = "norms"', 'solver = "gptq"\npull = 0.0']
+    "options", ['solver = "rtn"', 'solver = "gptq"\ninputs = "norms"', 'solver = "gptq"\npull = -0.1']
 )
 def test_retargeting_reads_inputs(options):
     recipe = f'[[rules]]\nweight = "int4[1,*]"\n[[passes]]\npass = "solve"\nretarget = true\n{options}\n'

@@ -83,8 +83,8 @@ class Solve:
         inputs: "data" or "norms".
         alike: with norms, how much neighbouring values of a channel correlate.
         retarget: see above; for solvers that read inputs, from data.
-        pull: share of the inputs' mean variance that pulls W* toward W; None for each layer's own, by what a weight
-            from one half of the inputs does on the other.
+        pull: share of the inputs' mean variance that pulls W* toward W; 0 stands for each layer's own, by what a
+            weight from one half of the inputs does on the other.
 
     Source of `retarget`: Zhang et al. 2025, "Qronos" (arXiv:2505.11695); Li et al. 2025, "GPTAQ" (arXiv:2504.02692).
     """
@@ -96,7 +96,7 @@ class Solve:
     inputs: Literal["data", "norms"] = "data"
     alike: float = 0.6
     retarget: bool = False
-    pull: float | None = None
+    pull: float = 0.0
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
 
@@ -111,7 +111,7 @@ class Solve:
         Raises:
             RegistryError: if there is no such solver.
             RecipeError: if layers are to be aimed anew by a solver that reads no inputs, or without data; if `pull` is
-                not above 0.
+                below 0.
         """
         if not self.replays:
             solvers[self.solver]
@@ -120,7 +120,7 @@ class Solve:
                 f"retarget with solver {self.solver!r} and inputs {self.inputs!r}",
                 hint=f'It needs inputs = "data" and a solver of {", ".join(sorted(input_solvers))}.',
             )
-        if self.pull is not None and self.pull <= 0:
+        if self.pull < 0:
             raise RecipeError(f"pull = {self.pull}", hint="Above 0, or left out.")
         return set()
 
@@ -191,7 +191,7 @@ class Solve:
             solve_one(context, twin, name, matrix, solvers["rtn"], rule)
             return
         met = halves[0] + halves[1]
-        pull = steady_pull(matrix, halves) if self.pull is None else self.pull
+        pull = self.pull or steady_pull(matrix, halves)
         target = retarget(matrix, met.gram, met.cross, pull)
         q = solve_one(context, twin, name, target, self._reading(met.gram), rule)
         twin.bias_shift = met.shift(matrix, q.dequantize().reshape(matrix.shape))
