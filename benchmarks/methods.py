@@ -86,10 +86,11 @@ SQUARED = step("calibrate", range='"mse"')
 
 
 def _solved(solver: str = "gptq", calibrated: str = CLIPPED, *, aimed: bool = False) -> str:
-    """A solver's codes and measured biases, to learn on from."""
-    if aimed:  # biases come with the weights
-        return calibrated + step("solve", solver=f'"{solver}"', retarget="true", **LEARNED)
-    return calibrated + step("solve", solver=f'"{solver}"', **LEARNED) + MEASURED
+    """A solver's codes and measured biases, to learn on from; biases of layers that are retargeted come with them."""
+    options = {"retarget": "true"} if aimed else {}
+    return (
+        calibrated + step("solve", solver=f'"{solver}"', **options, **LEARNED) + ("" if aimed else MEASURED)
+    )
 
 
 def _whole(learned: Learned) -> str:

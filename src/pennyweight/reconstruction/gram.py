@@ -49,6 +49,17 @@ def rows(twin: Any, x: Tensor) -> Tensor:
     return vectors
 
 
+def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The input among the arguments of a layer's call."""
+    found: Tensor = args[0] if args else kwargs["input"]
+    return found
+
+
+def met(twin: Any, x: Tensor) -> Tensor:
+    """`rows` of an input rounded as the layer's input is."""
+    return rows(twin, (x if twin.input is None else twin.input(x)).float())
+
+
 def input_gram(model: nn.Module, batches: Iterable[Any], twin: Any, *, once: bool = True) -> Tensor:
     """Mean of `x x^T` over the inputs of a layer, rounded as its input is, float64 [groups, in, in]; empty without any.
 
@@ -58,8 +69,7 @@ def input_gram(model: nn.Module, batches: Iterable[Any], twin: Any, *, once: boo
 
     def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal total, count
-        x = args[0] if args else kwargs["input"]
-        x = rows(twin, (x if twin.input is None else twin.input(x)).float())
+        x = met(twin, layer_input(args, kwargs))
         part = (x.mT @ x).double()
         total = part if not count else total + part
         count += x.shape[1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from pennyweight.reconstruction.capture import visit
-from pennyweight.reconstruction.gram import rows
+from pennyweight.reconstruction.gram import layer_input, met, rows
 from pennyweight.solvers.retarget import retarget
 
 PULLS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -38,13 +39,13 @@ class Paired:
             self.wanted + other.wanted, self.count + other.count,
         )  # fmt: skip
 
-    @property
+    @cached_property
     def gram(self) -> Tensor:
         """The covariance of x~."""
         mean = self.met / self.count
         return self.square / self.count - mean.unsqueeze(2) * mean.unsqueeze(1)
 
-    @property
+    @cached_property
     def cross(self) -> Tensor:
         """That of x and x~, `E[x x~^T] - E[x] E[x~]^T`."""
         met, wanted = self.met / self.count, self.wanted / self.count
@@ -74,12 +75,7 @@ def seen_inputs(
 ) -> list[Tensor]:
     """The inputs of every call of a layer, as they come."""
     found: list[Tensor] = []
-    visit(model, batches, twin, lambda args, kwargs: found.append(_input(args, kwargs)), once=once)
-    return found
-
-
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    found: Tensor = args[0] if args else kwargs["input"]
+    visit(model, batches, twin, lambda args, kwargs: found.append(layer_input(args, kwargs)), once=once)
     return found
 
 
@@ -95,8 +91,7 @@ def paired(
 
     def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal halves
-        x = _input(args, kwargs)
-        pair = [rows(twin, v.float()) for v in (x if twin.input is None else twin.input(x), next(others))]
+        pair = [met(twin, layer_input(args, kwargs)), rows(twin, next(others).float())]
         half = pair[0].shape[1] // 2
         parts = [_sums(*(v[:, own] for v in pair)) for own in (slice(half), slice(half, None))]
         halves = [a + b for a, b in zip(halves, parts, strict=True)] if halves else parts

@@ -71,24 +71,22 @@ def rungs(base: Recipe) -> list[_Rung]:
 
 def retargeted(recipe: Recipe) -> Recipe:
     """The recipe with every layer, and its bias, aimed at its results in the float network."""
-    found: list[Any] = []
-    for step in recipe.passes:
-        if isinstance(step, Solve):
-            found.append(Solve("gptq", step.range, dict(step.options), retarget=True))
-        elif not isinstance(step, CorrectBias):
-            found.append(step)
-    return replace(recipe, name=f"{recipe.name}, retargeted", passes=tuple(found))
+    return _solved_by(recipe, "retargeted", lambda s: Solve("gptq", s.range, dict(s.options), retarget=True))
 
 
 def with_learned_rounding(recipe: Recipe, steps: int) -> Recipe:
     """The recipe with AdaRound in the place of its solver and of corrected biases, which it learns as well."""
-    found: list[Any] = []
-    for step in recipe.passes:
-        if isinstance(step, Solve):
-            found.append(AdaRound(step.range, dict(step.options), iterations=steps))
-        elif not isinstance(step, CorrectBias):
-            found.append(step)
-    return replace(recipe, name=f"{recipe.name}, rounding learned in {steps} steps", passes=tuple(found))
+    return _solved_by(
+        recipe, f"rounding learned in {steps} steps",
+        lambda s: AdaRound(s.range, dict(s.options), iterations=steps),
+    )  # fmt: skip
+
+
+def _solved_by(recipe: Recipe, how: str, other: Callable[[Solve], Any]) -> Recipe:
+    """The recipe with another pass for its solver, one that finds biases too: none is corrected after."""
+    kept = (p for p in recipe.passes if not isinstance(p, CorrectBias))
+    passes = tuple(other(p) if isinstance(p, Solve) else p for p in kept)
+    return replace(recipe, name=f"{recipe.name}, {how}", passes=passes)
 
 
 class Climb:
