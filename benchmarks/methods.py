@@ -73,6 +73,9 @@ INT8: dict[str, Callable[[Learned], str]] = {
     "smooth, GPTQ, retargeted": lambda learned: (
         SMOOTHED + CLIPPED + step("solve", solver='"gptq"', retarget="true", **SEARCHED)
     ),
+    "smooth, chosen ranges, GPTQ, retargeted": lambda learned: (
+        SMOOTHED + step("choose_ranges") + step("solve", solver='"gptq"', retarget="true", **SEARCHED)
+    ),
     "smooth, descent, retargeted": lambda learned: (
         SMOOTHED + CLIPPED + step("solve", solver='"descent"', retarget="true", **SEARCHED)
     ),
@@ -85,12 +88,14 @@ LEARNED = {"range": '"mse"'}
 SQUARED = step("calibrate", range='"mse"')
 
 
-def _solved(solver: str = "gptq", calibrated: str = CLIPPED, *, aimed: bool = False) -> str:
-    """A solver's codes and measured biases, to learn on from; biases of layers that are retargeted come with them."""
-    options = {"retarget": "true"} if aimed else {}
-    return (
-        calibrated + step("solve", solver=f'"{solver}"', **options, **LEARNED) + ("" if aimed else MEASURED)
-    )
+def _solved(solver: str = "gptq", calibrated: str = CLIPPED, biases: str = MEASURED) -> str:
+    """A solver's codes and biases, to learn on from."""
+    return calibrated + step("solve", solver=f'"{solver}"', **LEARNED) + biases
+
+
+def _aimed(solver: str, calibrated: str = CLIPPED) -> str:
+    """Retargeted codes; biases come with them."""
+    return calibrated + step("solve", solver=f'"{solver}"', retarget="true", **LEARNED)
 
 
 def _whole(learned: Learned) -> str:
@@ -102,12 +107,15 @@ def _whole(learned: Learned) -> str:
 FEW: dict[str, Callable[[Learned], str]] = {
     "nearest, min-max": lambda learned: step("calibrate") + step("solve"),
     "nearest": lambda learned: step("calibrate", range='"mse"') + step("solve", **LEARNED),
-    "bias corrected": lambda learned: step("calibrate", range='"mse"') + step("solve", **LEARNED) + MEASURED,
+    "bias corrected": lambda learned: SQUARED + step("solve", **LEARNED) + CORRECTED,
+    "biases measured": lambda learned: SQUARED + step("solve", **LEARNED) + MEASURED,
     "SQuant": lambda learned: step("calibrate", range='"mse"') + step("solve", solver='"squant"', **LEARNED),
-    "GPTQ": lambda learned: _solved("gptq", SQUARED),
-    "descent": lambda learned: _solved("descent", SQUARED),
-    "GPTQ, retargeted": lambda learned: _solved("gptq", SQUARED, aimed=True),
-    "descent, retargeted": lambda learned: _solved("descent", SQUARED, aimed=True),
+    "GPTQ": lambda learned: _solved("gptq", SQUARED, CORRECTED),
+    "GPTQ, biases measured": lambda learned: _solved("gptq", SQUARED),
+    "descent": lambda learned: _solved("descent", SQUARED, CORRECTED),
+    "descent, biases measured": lambda learned: _solved("descent", SQUARED),
+    "GPTQ, retargeted": lambda learned: _aimed("gptq", SQUARED),
+    "descent, retargeted": lambda learned: _aimed("descent", SQUARED),
     "AdaRound": lambda learned: step("calibrate", range='"mse"') + step("adaround", **learned),
     "BRECQ": lambda learned: step("calibrate", range='"mse"') + step("brecq", **learned),
     "QDrop": lambda learned: step("calibrate", range='"mse"') + step("qdrop", **learned),
@@ -117,9 +125,9 @@ FEW: dict[str, Callable[[Learned], str]] = {
     ),
     "descent, percentiles": lambda learned: _solved("descent"),
     "descent, AdaQuant": lambda learned: _solved("descent") + step("adaquant", start='"solved"', **learned),
-    "descent, retargeted, percentiles": lambda learned: _solved("descent", aimed=True),
+    "descent, retargeted, percentiles": lambda learned: _aimed("descent"),
     "descent, retargeted, AdaQuant": lambda learned: (
-        _solved("descent", aimed=True) + step("adaquant", start='"solved"', **learned)
+        _aimed("descent") + step("adaquant", start='"solved"', **learned)
     ),
 }
 

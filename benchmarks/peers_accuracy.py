@@ -1,16 +1,17 @@
 """Top-1 of image networks, ours and peers, side by side: the same float networks, calibration and test images.
 
 usage: python benchmarks/peers_accuracy.py [--peers TOOL=PYTHON ...] [--only NETWORK ...] [--methods METHOD ...]
-                                           [--bits W4A8 ...] [--limit N] [--seed 0] [--json FILE]
+                                           [--bits W4A8 ...] [--limit N] [--draws 0 ...] [--seed 0] [--json FILE]
 
     --peers nncf=/path/python ...    environments that hold a peer, with torch, numpy and Pillow: nncf, onnxruntime,
                                      brevitas, inc, aimet (contenders/classes.py)
 
-Ours are the presets `int8` and `int8-accurate` at W8A8, GPTQ and descent with measured biases as in methods.py below,
-all on the engine's integer programs. Peers are the methods of contenders/classes.py, on kernels of their own if any.
-CIFAR networks calibrate on 512 training images, ImageNet networks on 100 of other classes than the 500; no labels. At
-4 bits the first convolution and the classifier stay at 8. Rows that FILE holds already are not measured again. One
-standard error of a drop is about 100 sqrt((1 - agree) / n).
+Ours are the presets `int8` and `int8-accurate` at W8A8, GPTQ and descent with measured biases or retargeted as in
+methods.py below, all on the engine's integer programs. Peers are the methods of contenders/classes.py, on kernels of
+their own if any. CIFAR networks calibrate on 512 training images (every 97th; `--draws`: from which number on),
+ImageNet networks on 100 of other classes than the 500; no labels. At 4 bits the first convolution and the classifier
+stay at 8. Rows that FILE holds already are not measured again. One standard error of a drop is about
+100 sqrt((1 - agree) / n).
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ def ours(network: str) -> Iterator[tuple[str, str, str]]:
     head += rule("int8n[1,*]", "uint8[*]+z", types='["add"]')
     smooth = SMOOTHED if network in RELU6 else ""
     for bits in ("W4A8", "W4A4"):
-        for method in ("GPTQ", "descent"):
+        for method in ("GPTQ", "descent", "GPTQ, retargeted", "descent, retargeted"):
             yield bits, method, head + rule(*BITS[bits]) + step("fold_batch_norm") + smooth + FEW[method]({})
 
 
-def rows(bench: Bench, args: argparse.Namespace, known: list[tuple[str, str, str]]) -> Iterator[Row]:
+def rows(
+    bench: Bench, args: argparse.Namespace, known: list[tuple[str, str, str]], draw: int
+) -> Iterator[Row]:
     """One row a method that is not known yet."""
     name, labels, pythons = (
         bench.network.name,
@@ -83,7 +86,7 @@ def rows(bench: Bench, args: argparse.Namespace, known: list[tuple[str, str, str
         if tool not in pythons or useless or not fresh(bits, method):
             continue
         start = time.perf_counter()
-        found = run_peer(pythons[tool], method, name, args.limit or 0)
+        found = run_peer(pythons[tool], method, name, args.limit or 0, draw)
         if found is None:
             print(f"{name}: {method} failed", file=sys.stderr)
             continue
@@ -93,11 +96,11 @@ def rows(bench: Bench, args: argparse.Namespace, known: list[tuple[str, str, str
                "seconds": time.perf_counter() - start}  # fmt: skip
 
 
-def run_peer(python: str, method: str, network: str, limit: int) -> np.ndarray | None:
+def run_peer(python: str, method: str, network: str, limit: int, draw: int) -> np.ndarray | None:
     """The classes that a peer gives the test images, or None where it fails; what it prints goes to stderr."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "classes.npy"
-        command = [python, str(CLASSES), method, network, str(limit), str(file)]
+        command = [python, str(CLASSES), method, network, str(limit), str(draw), str(file)]
         env = {**os.environ, "PENNYWEIGHT_DATA": str(data_folder())}
         done = subprocess.run(command, env=env, stdout=sys.stderr, check=False)
         return np.load(file) if done.returncode == 0 else None
@@ -113,6 +116,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--bits", nargs="+", choices=("W8A8", "W4A8", "W4A4"))
     parser.add_argument("--limit", type=int, help="first images only")
+    parser.add_argument(
+        "--draws", type=int, nargs="+", default=[0], help="sets of calibration images, of CIFAR networks"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows to this file, beside those it holds")
     args = parser.parse_args()
@@ -120,13 +126,16 @@ def main() -> None:
     if unknown:
         parser.error(f"no peer is called {', '.join(sorted(unknown))}")
     kept = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
-    known = [(r["network"], r["bits"], r["method"]) for r in kept]
-    print("| network | bits | method | top-1 | float | drop | same class | images | s |\n|" + "---|" * 9)
-    for name in args.only:
-        bench = Bench(NETWORKS[name](data_folder(), **({"limit": args.limit} if args.limit else {})))
-        for row in rows(bench, args, known):
-            kept.append(row)
-            cells = (name, row["bits"], row["method"], f"{row['top1']:.2f}", f"{row['float_top1']:.2f}",
+    print(
+        "| network | draw | bits | method | top-1 | float | drop | same class | images | s |\n|" + "---|" * 10
+    )
+    for name, draw in ((name, draw) for name in args.only for draw in args.draws):
+        chosen = {k: v for k, v in (("limit", args.limit), ("draw", draw)) if v}
+        bench = Bench(NETWORKS[name](data_folder(), **chosen))
+        known = [(r["network"], r["bits"], r["method"]) for r in kept if r.get("draw", 0) == draw]
+        for row in rows(bench, args, known, draw):
+            kept.append(row | {"draw": draw})
+            cells = (name, str(draw), row["bits"], row["method"], f"{row['top1']:.2f}", f"{row['float_top1']:.2f}",
                      f"{row['float_top1'] - row['top1']:.2f}", f"{row['agree']:.2f} %", str(row["count"]),
                      f"{row['seconds']:.0f}")  # fmt: skip
             print("| " + " | ".join(cells) + " |", flush=True)

@@ -100,24 +100,24 @@ def loaded(model: nn.Module, path: Path) -> nn.Module:
     return model.eval()
 
 
-def cifar(folder: Path, limit: int, name: str, depth: int) -> Network:
-    """A residual network on CIFAR-10 as JPEG files."""
+def cifar(folder: Path, limit: int, name: str, depth: int, draw: int = 0) -> Network:
+    """A residual network on CIFAR-10 as JPEG files, calibrated on every 97th training image from number `draw` on."""
     module = definition(folder, "cifar_resnet")
-    taken = slice(0, CIFAR_STRIDE * CIFAR_CALIBRATION, CIFAR_STRIDE)
+    taken = slice(draw, draw + CIFAR_STRIDE * CIFAR_CALIBRATION, CIFAR_STRIDE)
     calibration, _ = read_images(folder / "cifar10" / "train50k_jpeg.zip", taken)
     images, labels = read_images(folder / "cifar10" / "test10k_jpeg.zip", slice(limit))
     model = loaded(module.CifarResNet(depth), folder / "cifar10" / f"{name}.pt")
     return Network(name, model, module.normalize, calibration, images, labels, 250)
 
 
-def resnet20_jpeg(folder: Path, limit: int = 10_000) -> Network:
+def resnet20_jpeg(folder: Path, limit: int = 10_000, draw: int = 0) -> Network:
     """ResNet-20, fine-tuned on JPEG images."""
-    return cifar(folder, limit, "resnet20_jpeg", 20)
+    return cifar(folder, limit, "resnet20_jpeg", 20, draw)
 
 
-def resnet56(folder: Path, limit: int = 10_000) -> Network:
+def resnet56(folder: Path, limit: int = 10_000, draw: int = 0) -> Network:
     """ResNet-56, trained on lossless images."""
-    return cifar(folder, limit, "resnet56", 56)
+    return cifar(folder, limit, "resnet56", 56, draw)
 
 
 def crop(images: np.ndarray) -> Tensor:

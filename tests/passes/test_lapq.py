@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import pennyweight as pw
-from pennyweight.passes.lapq import divergence, powell
+from pennyweight.passes.lapq import powell
 from pennyweight.recipe import Recipe
+from pennyweight.reconstruction.results import divergence
 
 RULES = """
 [[rules]]

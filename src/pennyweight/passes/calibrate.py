@@ -9,6 +9,7 @@ from torch import nn
 
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
+from pennyweight.qtensor import QParams
 from pennyweight.ranges import RangeRule, ranges
 
 
@@ -47,22 +48,34 @@ class Calibrate:
             EmptyCalibration: if a site saw no value.
         """
         rule, found = self.rule(), quantizers(context.model)
-        leader = {str(s): str(group[0]) for group in context.plan.ties for s in group}
+        leaders = merged(context, self.needs())
         for site, quantizer in found.items():
-            if leader.get(site, site) != site:
-                found[leader[site]].merge(quantizer, [rule.needs])
-        for site, quantizer in found.items():
-            head = found[leader.get(site, site)]
-            params = head.solve(rule)
-            quantizer.set(params)
-            statistic = head.statistics[rule.needs]
-            context.journal.add(
-                "range",
-                site,
-                lo=float(statistic.lo),
-                hi=float(statistic.hi),
-                scale=float(quantizer.scale),
-                zero=float(quantizer.zero),
-                rule=self.range,
-                tied=leader.get(site, ""),
-            )
+            head = found[leaders.get(site, site)]
+            self.settle(context, quantizer, head, head.solve(rule))
+
+    def settle(
+        self, context: Context, quantizer: ActivationQuantizer, head: ActivationQuantizer, params: QParams
+    ) -> None:
+        """Set a site's scale and zero point, which come from the statistics of `head`, and say so."""
+        quantizer.set(params)
+        statistic = head.statistics[self.rule().needs]
+        context.journal.add(
+            "range",
+            quantizer.site,
+            lo=float(statistic.lo),
+            hi=float(statistic.hi),
+            scale=float(quantizer.scale),
+            zero=float(quantizer.zero),
+            rule=self.range,
+            tied="" if head is quantizer else head.site,
+        )
+
+
+def merged(context: Context, needs: set[str]) -> dict[str, str]:
+    """Let the first site of each tied group take in what the others have seen; the first by site, of tied ones."""
+    found = quantizers(context.model)
+    leaders = {str(s): str(group[0]) for group in context.plan.ties for s in group}
+    for site, quantizer in found.items():
+        if leaders.get(site, site) != site:
+            found[leaders[site]].merge(quantizer, needs)
+    return leaders

@@ -20,6 +20,7 @@ from pennyweight.progress import track
 from pennyweight.qtensor import QParams, quantize
 from pennyweight.ranges.mse import MSE
 from pennyweight.reconstruction.capture import floating
+from pennyweight.reconstruction.results import divergence, first_batches
 from pennyweight.reconstruction.samples import first_tensor
 from pennyweight.solvers.rtn import rtn
 
@@ -100,17 +101,7 @@ class _Problem:
 
     @classmethod
     def of(cls, context: Context, samples: int) -> _Problem:
-        batches: list[Any] = []
-        count = 0
-        for batch in () if context.batches is None else context.batches():
-            batches.append(batch)
-            count += next(x.shape[0] for x in torch.utils._pytree.tree_leaves(batch) if isinstance(x, Tensor))
-            if count >= samples:
-                break
-        if not batches:
-            raise EmptyCalibration(
-                "scales are tuned on inputs, but there is no batch", hint="Pass some hundred."
-            )
+        batches = first_batches(context.batches, samples)
         with floating(context.model), torch.no_grad():
             wanted = [first_tensor(call(context.model, b)) for b in batches]
         for quantizer in quantizers(context.model).values():
@@ -175,14 +166,6 @@ def _merged(group: list[ActivationQuantizer]) -> Any:
         if other.statistics["histogram"].count:
             first.merge(other.statistics["histogram"])
     return first
-
-
-def divergence(wanted: Tensor, found: Tensor) -> Tensor:
-    """`KL(softmax(wanted) | softmax(found))` of [n, classes]; else the mean squared error over the mean square."""
-    if wanted.ndim == 2 and wanted.shape[1] > 1:
-        p, q = wanted.double().log_softmax(1), found.double().log_softmax(1)
-        return (p.exp() * (p - q)).sum(1).mean()
-    return ((wanted - found).double() ** 2).mean() / (wanted.double() ** 2).mean().clamp_min(1e-30)
 
 
 def _vertex(x: list[float], y: list[float]) -> float | None:
