@@ -62,6 +62,14 @@ MEASURED = step("correct_bias", source='"outputs"')
 SMOOTHED = step("smooth", producers='"all"')
 
 Learned = dict[str, int]  # options of what is learned: steps, and samples of each
+
+
+def _even(alpha: float, ranges: str) -> Callable[[Learned], str]:
+    """Smoothed by this much, in these ranges, retargeted."""
+    smoothed = step("smooth", producers='"all"', alpha=alpha)
+    return lambda learned: smoothed + ranges + step("solve", solver='"gptq"', retarget="true", **SEARCHED)
+
+
 INT8: dict[str, Callable[[Learned], str]] = {
     "nearest": lambda learned: step("calibrate") + step("solve"),
     "int8": lambda learned: CLIPPED + step("solve", **SEARCHED) + CORRECTED,
@@ -73,9 +81,11 @@ INT8: dict[str, Callable[[Learned], str]] = {
     "smooth, GPTQ, retargeted": lambda learned: (
         SMOOTHED + CLIPPED + step("solve", solver='"gptq"', retarget="true", **SEARCHED)
     ),
-    "smooth, chosen ranges, GPTQ, retargeted": lambda learned: (
-        SMOOTHED + step("choose_ranges") + step("solve", solver='"gptq"', retarget="true", **SEARCHED)
-    ),
+    **{
+        f"smooth {alpha}, {name}, GPTQ, retargeted": _even(alpha, ranges)
+        for alpha in (0.5, 0.7, 0.8)
+        for name, ranges in (("MSE", step("calibrate", range='"mse"')), ("chosen", step("choose_ranges")))
+    },
     "smooth, descent, retargeted": lambda learned: (
         SMOOTHED + CLIPPED + step("solve", solver='"descent"', retarget="true", **SEARCHED)
     ),
