@@ -46,8 +46,8 @@ def test_a_padded_classifier_keeps_its_rows(module, results, cut, first):
 def test_a_peer_that_fails_has_no_classes(module, monkeypatch, tmp_path):
     peers = module("peers_accuracy")
     monkeypatch.setattr(peers, "data_folder", lambda: tmp_path)
-    assert peers.run_peer("false", "nncf", "mcunet", 0) is None
+    assert peers.run_peer("false", "nncf", "mcunet", 0, 0) is None
     script = tmp_path / "python"
-    script.write_text('#!/bin/sh\nprintf "" >"$5"; exit 3\n')
+    script.write_text('#!/bin/sh\nprintf "" >"$6"; exit 3\n')
     script.chmod(0o755)
-    assert peers.run_peer(str(script), "nncf", "mcunet", 0) is None
+    assert peers.run_peer(str(script), "nncf", "mcunet", 0, 0) is None

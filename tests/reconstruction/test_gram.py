@@ -137,6 +137,20 @@ def test_the_pull_is_what_holds_elsewhere():
     torch.testing.assert_close(float(apart[0] - apart[1]), wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_inputs_that_hardly_differ_have_no_negative_variance():
+    """A mean a thousand times the deviations, along one direction: the covariance stays one."""
+    torch.manual_seed(0)
+    layer = nn.Linear(32, 8)
+    twin = prepare(layer, torch.randn(2, 32), Recipe.parse(LOW))
+    batches = [100 * torch.rand(1, 32) + 0.1 * torch.randn(60, 1) * torch.randn(1, 32) for _ in range(1)]
+    batches.append(batches[0] + 1e-4 * torch.randn(60, 32))
+    halves = paired(twin, batches, twin, batches)
+    for half in (*halves, halves[0] + halves[1]):
+        values = torch.linalg.eigvalsh(half.gram)
+        assert float(values.min()) > -1e-6 * float(values.max())
+    assert steady_pull(layer.weight.detach(), halves) in PULLS
+
+
 def test_retargeted_layers_answer_as_in_float(cnn):
     """Nearer to the float network than without, and with its mean result at every layer."""
     torch.manual_seed(0)

@@ -117,11 +117,12 @@ class ChooseRanges:
                     pending.discard(site)
                     losses: list[float] = []
                     for i, params in enumerate(trials[site]):
-                        same = next((j for j in range(i) if _alike(params, trials[site][j])), None)
-                        known = None if same is None else losses[same]
-                        losses.append(
-                            self._loss(replay, wanted, groups[site], params) if known is None else known
-                        )
+                        same = [
+                            loss
+                            for loss, p in zip(losses, trials[site][:i], strict=True)
+                            if _alike(params, p)
+                        ]
+                        losses.append(same[0] if same else self._loss(replay, wanted, groups[site], params))
                     best[site] = min(range(len(losses)), key=losses.__getitem__)
                 if node.kind == "module" and len(context.graph.modules(node.path)) == 1:
                     replay.finish(node.path)

@@ -21,8 +21,9 @@ class Paired:
     """Sums over the inputs x~ of a layer as they come, and those x of the float network.
 
     Attributes:
-        square: of x~ x~^T, float64 [groups, in, in].
-        product: of x x~^T, the same shape.
+        square: of x~ x~^T around their means, float64 [groups, in, in]; summed so, not as the difference of large sums,
+            inputs that hardly differ have no negative variance.
+        product: of x x~^T around theirs, the same shape.
         met, wanted: of x~ and of x, [groups, in].
         count: vectors.
     """
@@ -34,22 +35,29 @@ class Paired:
     count: int
 
     def __add__(self, other: Paired) -> Paired:
+        """As of both; `S = Sa + Sb + d d^T na nb / n` with d the difference of means (Chan, Golub, LeVeque 1979)."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        count = self.count + other.count
+        met, wanted = (
+            a / self.count - b / other.count for a, b in ((self.met, other.met), (self.wanted, other.wanted))
+        )
+        between = met.unsqueeze(1) * (self.count * other.count / count)
         return Paired(
-            self.square + other.square, self.product + other.product, self.met + other.met,
-            self.wanted + other.wanted, self.count + other.count,
+            self.square + other.square + met.unsqueeze(2) * between,
+            self.product + other.product + wanted.unsqueeze(2) * between,
+            self.met + other.met, self.wanted + other.wanted, count,
         )  # fmt: skip
 
     @cached_property
     def gram(self) -> Tensor:
         """The covariance of x~."""
-        mean = self.met / self.count
-        return self.square / self.count - mean.unsqueeze(2) * mean.unsqueeze(1)
+        return self.square / self.count
 
     @cached_property
     def cross(self) -> Tensor:
         """That of x and x~, `E[x x~^T] - E[x] E[x~]^T`."""
-        met, wanted = self.met / self.count, self.wanted / self.count
-        return self.product / self.count - wanted.unsqueeze(2) * met.unsqueeze(1)
+        return self.product / self.count
 
     def shift(self, weight: Tensor, rounded: Tensor) -> Tensor:
         """What a bias needs so that results keep their mean, `W E[x] - W' E[x~]`, [out]."""
@@ -101,8 +109,11 @@ def paired(
 
 
 def _sums(x: Tensor, wanted: Tensor) -> Paired:
-    square, product = (x.mT @ x).double(), (wanted.mT @ x).double()
-    return Paired(square, product, x.double().sum(1), wanted.double().sum(1), x.shape[1])
+    met, target = x.double().sum(1), wanted.double().sum(1)
+    count = x.shape[1]
+    if count:
+        x, wanted = (v - (m / count).float().unsqueeze(1) for v, m in ((x, met), (wanted, target)))
+    return Paired((x.mT @ x).double(), (wanted.mT @ x).double(), met, target, count)
 
 
 def steady_pull(weight: Tensor, halves: Sequence[Paired]) -> float:
