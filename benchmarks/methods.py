@@ -57,6 +57,7 @@ def rule(weight: str, activations: str, **match: str) -> str:
 
 SEARCHED = {"range": '"mse"', "options": "{ steps = 16, shrink = 0.85 }"}
 CLIPPED = step("calibrate", range='"percentile"', options="{ p = 0.99999 }")
+SQUARED = step("calibrate", range='"mse"')
 CORRECTED = step("correct_bias")
 MEASURED = step("correct_bias", source='"outputs"')
 SMOOTHED = step("smooth", producers='"all"')
@@ -78,13 +79,11 @@ INT8: dict[str, Callable[[Learned], str]] = {
     "smooth, GPTQ": lambda learned: (
         SMOOTHED + CLIPPED + step("solve", solver='"gptq"', **SEARCHED) + MEASURED
     ),
-    "smooth, GPTQ, retargeted": lambda learned: (
-        SMOOTHED + CLIPPED + step("solve", solver='"gptq"', retarget="true", **SEARCHED)
-    ),
+    "smooth, GPTQ, retargeted": _even(0.5, CLIPPED),
     **{
         f"smooth {alpha}, {name}, GPTQ, retargeted": _even(alpha, ranges)
         for alpha in (0.5, 0.7, 0.8)
-        for name, ranges in (("MSE", step("calibrate", range='"mse"')), ("chosen", step("choose_ranges")))
+        for name, ranges in (("MSE", SQUARED), ("chosen", step("choose_ranges")))
     },
     "smooth, descent, retargeted": lambda learned: (
         SMOOTHED + CLIPPED + step("solve", solver='"descent"', retarget="true", **SEARCHED)
@@ -93,9 +92,6 @@ INT8: dict[str, Callable[[Learned], str]] = {
     "smooth, QDrop": lambda learned: SMOOTHED + CLIPPED + step("qdrop", **learned),
 }
 LEARNED = {"range": '"mse"'}
-
-
-SQUARED = step("calibrate", range='"mse"')
 
 
 def _solved(solver: str = "gptq", calibrated: str = CLIPPED, biases: str = MEASURED) -> str:
@@ -116,19 +112,19 @@ def _whole(learned: Learned) -> str:
 
 FEW: dict[str, Callable[[Learned], str]] = {
     "nearest, min-max": lambda learned: step("calibrate") + step("solve"),
-    "nearest": lambda learned: step("calibrate", range='"mse"') + step("solve", **LEARNED),
+    "nearest": lambda learned: SQUARED + step("solve", **LEARNED),
     "bias corrected": lambda learned: SQUARED + step("solve", **LEARNED) + CORRECTED,
     "biases measured": lambda learned: SQUARED + step("solve", **LEARNED) + MEASURED,
-    "SQuant": lambda learned: step("calibrate", range='"mse"') + step("solve", solver='"squant"', **LEARNED),
+    "SQuant": lambda learned: SQUARED + step("solve", solver='"squant"', **LEARNED),
     "GPTQ": lambda learned: _solved("gptq", SQUARED, CORRECTED),
     "GPTQ, biases measured": lambda learned: _solved("gptq", SQUARED),
     "descent": lambda learned: _solved("descent", SQUARED, CORRECTED),
     "descent, biases measured": lambda learned: _solved("descent", SQUARED),
     "GPTQ, retargeted": lambda learned: _aimed("gptq", SQUARED),
     "descent, retargeted": lambda learned: _aimed("descent", SQUARED),
-    "AdaRound": lambda learned: step("calibrate", range='"mse"') + step("adaround", **learned),
-    "BRECQ": lambda learned: step("calibrate", range='"mse"') + step("brecq", **learned),
-    "QDrop": lambda learned: step("calibrate", range='"mse"') + step("qdrop", **learned),
+    "AdaRound": lambda learned: SQUARED + step("adaround", **learned),
+    "BRECQ": lambda learned: SQUARED + step("brecq", **learned),
+    "QDrop": lambda learned: SQUARED + step("qdrop", **learned),
     "AdaQuant": lambda learned: _solved() + step("adaquant", start='"solved"', **learned),
     "AdaQuant, then whole": lambda learned: (
         _solved() + step("adaquant", start='"solved"', **learned) + _whole(learned)

@@ -142,8 +142,8 @@ def test_inputs_that_hardly_differ_have_no_negative_variance():
     torch.manual_seed(0)
     layer = nn.Linear(32, 8)
     twin = prepare(layer, torch.randn(2, 32), Recipe.parse(LOW))
-    batches = [100 * torch.rand(1, 32) + 0.1 * torch.randn(60, 1) * torch.randn(1, 32) for _ in range(1)]
-    batches.append(batches[0] + 1e-4 * torch.randn(60, 32))
+    x = 100 * torch.rand(1, 32) + 0.1 * torch.randn(60, 1) * torch.randn(1, 32)
+    batches = [x, x + 1e-4 * torch.randn(60, 32)]
     halves = paired(twin, batches, twin, batches)
     for half in (*halves, halves[0] + halves[1]):
         values = torch.linalg.eigvalsh(half.gram)
