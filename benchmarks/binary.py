@@ -3,7 +3,7 @@
 usage: python benchmarks/binary.py [--only product conv network] [--isa avx512vnni] [--threads 2] [--seconds 1.0]
 
 product   [1024, 1024] times [1024, 1024]: bits to bits, to codes and to floats; from floats, packing included; beside
-          int8, and float32 of this engine and of PyTorch
+          int8, and float32 of this engine and of PyTorch; the peak is of the counting instructions on registers alone
 conv      3 x 3, 256 -> 256 at 14 x 14 and 128 -> 128 at 28 x 28, float in and out, packing or rounding included
 network   a residual network of the shape of ResNet-20 (32 x 32, widths 16, 32, 64), a shortcut by every convolution:
           first and last layer int8 and signs between, all int8, eager float
@@ -28,6 +28,8 @@ from pennyweight.measure import interleaved
 from pennyweight.program.ir import Constant, Op, Program, TensorType
 from pennyweight.recipe import Recipe
 from pennyweight.runtime.engine import Engine
+from pennyweight.runtime.library import default_isa
+from pennyweight.runtime.peaks import macs_per_second
 
 Calls = dict[str, Callable[[], Any]]
 RNG = np.random.default_rng(0)
@@ -209,12 +211,15 @@ def resnet20() -> nn.Sequential:
     return nn.Sequential(*first, *units, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
-def table(title: str, calls: Calls, seconds: float, work: float = 0.0) -> None:
-    """Print times, and how many times faster than int8 and PyTorch."""
+def table(title: str, calls: Calls, seconds: float, work: float = 0.0, peak: float = 0.0) -> None:
+    """Print times, how many times faster than int8 and PyTorch, and of the peak if it is known."""
     found = interleaved(calls, seconds=seconds)
     print(title, flush=True)
     for name, latency in found.items():
-        rate = f"  {work / latency.p50 * 1e9 / 1e12:5.2f} T products/s" if work else ""
+        rate = f"  {work / latency.p50 / 1e3:5.2f} T products/s" if work else ""
+        rate += (
+            f" {100 * work / latency.p50 * 1e9 / peak:5.1f} % of the peak" if peak and "bits" in name else ""
+        )
         ours = f"  {latency.speedup_over(found['float32']):6.2f} x float32" if "float32" in found else ""
         print(f"  {name:16s} {latency.ms:8.3f} ms{rate}  {latency.speedup_over(found['int8']):6.2f} x int8{ours}"
               f"  {latency.speedup_over(found['torch']):6.2f} x torch", flush=True)  # fmt: skip
@@ -234,7 +239,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     where = f"({args.isa or 'strongest instruction set'}, {args.threads} threads)"
     if "product" in args.only:
-        table(f"product 1024^3 {where}", products(args.isa, args.threads), args.seconds, 2.0**30)
+        peak = macs_per_second("bits", args.isa or default_isa(), args.threads, args.seconds)
+        print(f"bits that differ, counted, on registers alone {where}: {peak / 1e12:.2f} T products/s")
+        table(f"product 1024^3 {where}", products(args.isa, args.threads), args.seconds, 2.0**30, peak)
     if "conv" in args.only:
         for channels, size in ((256, 14), (128, 28)):
             calls = convolutions(channels, size, args.isa, args.threads)

@@ -107,8 +107,8 @@ PW_API int64_t pw_model_packed_bytes(const pw_model*);
 
 /* What this machine can do, on registers alone and from memory: for rooflines. Both run for about `seconds`, on that many
  * threads, and return the best rate of many short parts; negative where the instruction set is not supported.
- * Multiply-adds a second with the instructions that the int8 (kind 0), float32 (1) or bf16 (2) products of an instruction
- * set are made of; bytes a second read, by each thread from a buffer of `bytes` of its own. */
+ * Multiply-adds a second with the instructions that the int8 (kind 0), float32 (1), bf16 (2) or bit (3) products of an
+ * instruction set are made of; bytes a second read, by each thread from a buffer of `bytes` of its own. */
 PW_API double pw_measure_macs(int isa, int kind, int threads, double seconds);
 PW_API double pw_measure_reads(int isa, int64_t bytes, int threads, double seconds);
 

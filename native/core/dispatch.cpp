@@ -80,6 +80,7 @@ struct Slot;
   int64_t peak_i8(int64_t);                               \
   int64_t peak_f32(int64_t);                              \
   int64_t peak_bf16(int64_t);                             \
+  int64_t peak_bits(int64_t);                             \
   void read(const void*, int64_t);                        \
   }
 PW_DECLARE(scalar)

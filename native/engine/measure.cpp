@@ -73,8 +73,9 @@ int64_t repeats_for(double seconds, const std::function<void(int64_t)>& f) {
 
 double measure_macs(int isa, int kind, int threads, double seconds) {
   const Kernels& k = kernels_for(isa);
-  require(kind >= 0 && kind <= 2, "unknown kind of multiply-add");
-  const PeakFn fn = kind == 0 ? k.peak_i8 : kind == 1 ? k.peak_f32 : k.peak_bf16;
+  const PeakFn kinds[] = {k.peak_i8, k.peak_f32, k.peak_bf16, k.peak_bits};
+  require(kind >= 0 && kind < int(std::size(kinds)), "unknown kind of multiply-add");
+  const PeakFn fn = kinds[kind];
   const int64_t repeats = repeats_for(seconds, [&](int64_t n) { fn(n); });
   return best_rate(threads, [&](int) { return double(fn(repeats)); }, seconds);
 }

@@ -101,6 +101,7 @@ def worker(rank, ports, folder):
             "lora": losses(f"{folder}/{source}", f"{folder}/two-lora", request),
         }
         torch.save({"losses": said, "refused": refusals(folder, rank)}, f"{folder}/{rank}.pt")
+    os._exit(0)  # as in tests/training/test_distributed.py
 
 
 @pytest.fixture(scope="module")

@@ -127,6 +127,7 @@ def test_every_kernel_runs():
         "peak_i8",
         "peak_f32",
         "peak_bf16",
+        "peak_bits",
         "read",
     }
     for op, isa, symbol in library.kernels():

@@ -30,6 +30,7 @@ def test_every_instruction_set_of_this_machine_is_measured(measured):
     strongest = library.supported_isas()[-1]
     if strongest != "scalar":
         assert measured.compute("int8", strongest, 1) > 4 * measured.compute("int8", "scalar", 1)
+        assert measured.compute("bits", strongest, 1) > 2 * measured.compute("bits", "scalar", 1)
 
 
 def test_stored_and_found_again(measured, folder):

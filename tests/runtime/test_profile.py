@@ -11,7 +11,7 @@ from pennyweight.runtime.peaks import Peaks
 from pennyweight.runtime.profile import BANDWIDTH, EVEN, OVERHEAD, PAYS, SLOWER, profile_session
 
 PEAKS = Peaks(
-    "cpu", "1", {"int8 avx2": {1: 1e9}, "f32 avx2": {1: 1e8}},
+    "cpu", "1", {"int8 avx2": {1: 1e9}, "f32 avx2": {1: 1e8}, "bits avx2": {1: 1e10}},
     {"L2": {1: 1e10}, "L3": {1: 1e9}, "memory": {1: 1e8}}, {"L2": 10_000, "L3": 100_000},
 )  # fmt: skip
 RUN_NS = 100_000
@@ -100,6 +100,13 @@ def test_rates_and_roofline(report):
     assert b.bound == "L3"
     assert b.attainable_ns == pytest.approx(50_000 + 100)
     assert a.speedup == pytest.approx(42 / 22)
+
+
+def test_products_of_bits_have_a_peak_of_their_own():
+    steps = session(("conv_binary+sign", "a", "avx2::bit_gemm", 20_000, 150_000, 100))
+    layer = profile_session(steps, X, peaks=PEAKS, seconds=0.0).layers[0]
+    assert layer.attainable_ns == pytest.approx(15_000)
+    assert layer.of_peak == pytest.approx(0.75)
 
 
 def test_shares_add_up(report):

@@ -1,4 +1,5 @@
-// The instructions of the products without VNNI: 16-bit multiply-adds and their sums; float multiply-adds.
+// The instructions of the products without VNNI: 16-bit multiply-adds and their sums; float multiply-adds; bits that differ,
+// counted by table.
 #if defined(__AVX2__)
 #include <immintrin.h>
 
@@ -23,6 +24,18 @@ int64_t peak_f32(int64_t repeats) {
   const __m256 x = _mm256_set1_ps(0.75f), w = _mm256_set1_ps(0.5f);
   PW_PEAK_LOOP(PW_EACH_12(PW_CLEAR), PW_EACH_12(PW_FMA), repeats, "x", x, w, PW_CLOBBERS_12);
   return repeats * 12 * 8;
+}
+
+// The operands stand for the table and the mask of half bytes too.
+#define PW_COUNT(n)                                                                                                 \
+  "vpxor %1, %2, %%ymm12\n\tvpand %2, %%ymm12, %%ymm13\n\tvpsrld $4, %%ymm12, %%ymm12\n\t"                            \
+  "vpand %2, %%ymm12, %%ymm12\n\tvpshufb %%ymm13, %1, %%ymm13\n\tvpshufb %%ymm12, %1, %%ymm12\n\t"                   \
+  "vpaddb %%ymm12, %%ymm13, %%ymm13\n\tvpaddb %%ymm13, %%ymm" #n ", %%ymm" #n "\n\t"
+
+int64_t peak_bits(int64_t repeats) {
+  const __m256i x = _mm256_set1_epi8(3), w = _mm256_set1_epi8(15);
+  PW_PEAK_LOOP(PW_EACH_12(PW_CLEAR), PW_EACH_12(PW_COUNT), repeats, "x", x, w, PW_CLOBBERS_12, "xmm12", "xmm13");
+  return repeats * 12 * 256;
 }
 
 void read(const void* data, int64_t bytes) {

@@ -31,6 +31,19 @@ int64_t peak_f32(int64_t repeats) {
   return repeats * 8;
 }
 
+int64_t peak_bits(int64_t repeats) {
+  int32_t acc[8] = {};
+  uint32_t x = 0x5a5a1234, w = 0x0ff0abcd;
+  for (int64_t r = 0; r < repeats; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      __asm__ volatile("" : "+r"(x), "+r"(w));
+      acc[i] += __builtin_popcount(x ^ w);
+    }
+  for (int32_t& a : acc) __asm__ volatile("" : "+r"(a));
+  return repeats * 8 * 32;
+}
+
 void read(const void* data, int64_t bytes) {
   const char* p = static_cast<const char*>(data);
   uint64_t acc[4] = {};

@@ -19,7 +19,8 @@ from pennyweight.runtime import library as lib
 from pennyweight.runtime.engine import cores
 
 LEVELS = ("L2", "L3", "memory")  # where a step's data may come from
-KINDS = {"int8": "peak_i8", "f32": "peak_f32", "bf16": "peak_bf16"}  # of multiply-adds: their kernels
+# of products: their kernels
+KINDS = {"int8": "peak_i8", "f32": "peak_f32", "bf16": "peak_bf16", "bits": "peak_bits"}
 PASSES = 3
 _MB = 1 << 20
 
@@ -31,7 +32,7 @@ class Peaks:
     Attributes:
         cpu: its name.
         version: of this package.
-        macs: multiply-adds a second by kind and instruction set ("int8 amx", "f32 avx2"), then by threads.
+        macs: multiply-adds a second by kind and instruction set ("int8 amx", "bits avx2"), then by threads.
         reads: bytes a second by level of the memory, then by threads.
         caches: bytes of the caches: L2 of one core, L3 of all.
     """
@@ -106,19 +107,28 @@ def measure(seconds: float = 0.3) -> Peaks:
     macs: dict[str, dict[int, float]] = {}
     reads: dict[str, dict[int, float]] = {level: {} for level in LEVELS}
     for _ in range(PASSES):
-        for isa, (number, (kind, op)) in product(supported, enumerate(KINDS.items())):
+        for isa, (kind, op) in product(supported, KINDS.items()):
             if (op, isa) not in own:
                 continue  # it is that of a weaker set
             rates = macs.setdefault(f"{kind} {isa}", {})
             for t in counts:
-                found = library.pw_measure_macs(names.index(isa), number, t, seconds / PASSES)
-                rates[t] = max(rates.get(t, 0.0), _checked(found))
+                rates[t] = max(rates.get(t, 0.0), macs_per_second(kind, isa, t, seconds / PASSES))
         for level, rates in reads.items():
             for t in counts:
                 size = _buffer(level, caches, t)
                 found = library.pw_measure_reads(names.index(supported[-1]), size, t, seconds / PASSES)
                 rates[t] = max(rates.get(t, 0.0), _checked(found))
     return Peaks(cpu_name(), pennyweight.__version__, macs, reads, caches)
+
+
+def macs_per_second(kind: str, isa: str, threads: int, seconds: float) -> float:
+    """Products a second of one kind on registers alone, with the instructions of one instruction set.
+
+    Raises:
+        KernelError: without the library, if its threads are busy, or if this machine lacks the set.
+    """
+    number, names = list(KINDS).index(kind), lib.isa_names()
+    return _checked(lib.load().pw_measure_macs(names.index(isa), number, threads, seconds))
 
 
 def _checked(rate: float) -> float:

@@ -30,7 +30,8 @@ MARGIN = 1.05  # of times that count as different
 NEAR = 0.5  # of the bandwidth, from which on it is what bounds a layer
 # namespaces of kernels' symbols that are not called as their instruction set
 _SETS = {"avx512": "avx512vnni"}
-_F32 = ("f32", "gemm_codes")  # in the symbols of kernels that multiply floats
+# what products of kernels are of, by parts of their symbols; int8 in all others
+_ARITHMETIC = (("bf16", "bf16"), ("bit_gemm", "bits"), ("f32", "f32"), ("gemm_codes", "f32"))
 _LAYERS = frozenset({"embedding", "decode"})  # without multiply-adds, but quantized by a rule of their own
 # work that exists because of codes and layouts alone
 _AROUND = frozenset(
@@ -400,7 +401,7 @@ def _attainable(steps: Sequence[StepTime], peaks: Peaks, threads: int) -> tuple[
     for step in steps:
         count = max(1, min(threads, step.tasks))
         space, _, symbol = step.kernel.rpartition("::")
-        kind = "bf16" if "bf16" in symbol else "f32" if any(part in symbol for part in _F32) else "int8"
+        kind = next((kind for part, kind in _ARITHMETIC if part in symbol), "int8")
         compute = step.macs / peaks.compute(kind, _SETS.get(space, space), count)
         level, rate = peaks.bandwidth(step.bytes, count)
         side, seconds = ("compute", compute) if compute >= step.bytes / rate else (level, step.bytes / rate)
