@@ -102,10 +102,17 @@ struct PoolArgs {  // one result pixel: over `count` rows of n channels
 };
 using PoolFn = void (*)(const PoolArgs&);
 
-struct SoftmaxArgs {  // y = softmax(x), one row; in place allowed
+struct SoftmaxArgs {  // y = softmax(x, or x * factor, + mask) of each row; in place allowed
   const float* x;
   float* y;
   int n;
+  int64_t rows = 1;
+  int64_t row = 0;  // from one row of x to the next, and of y
+  bool scaled = false;
+  float factor = 1;
+  const float* mask = nullptr;  // or null
+  int64_t mask_row = 0;
+  int mask_step = 1;  // or 0 where the mask is one value for the row
 };
 using SoftmaxFn = void (*)(const SoftmaxArgs&);
 

@@ -109,17 +109,22 @@ def convolutions() -> Iterator[tuple[Case, Program]]:
 
 
 def attentions() -> Iterator[tuple[Case, Program]]:
-    for (n, t, s, d, e), transposed in (
-        ((3, 5, 7, 8, 6), True),
-        ((2, 70, 33, 32, 16), True),
-        ((1, 130, 64, 24, 40), False),
+    for (n, t, s, d, e), transposed, kept in (
+        ((3, 5, 7, 8, 6), True, (0, 1, 2)),
+        ((2, 70, 33, 32, 16), True, (0, 1, 2)),
+        ((1, 130, 64, 24, 40), False, (0, 1, 2)),
+        ((2, 67, 35, 8, 6), True, (0,)),
+        ((2, 6, 48, 16, 8), False, (1,)),
+        ((1, 11, 20, 8, 16), True, (2,)),
+        ((1, 9, 37, 8, 16), True, ()),
     ):
         case = Case(f"real attention {t} {s} {transposed}")
         keys = case.floats(n, 2, *((s, d) if transposed else (d, s)), scale=1)
         scores = case.op("matmul_f32", [case.floats(n, 2, t, d, scale=1), keys], transpose_b=transposed)
         scores = case.op("unary", [scores], fn="mul", p=0.3, q=0.0)
-        for mask in (case.floats(n, 1, 1, s), case.floats(t, s), case.floats(n, 2, t, 1)):
-            scores = case.op("binary", [scores, mask], fn="add")
+        masks = (n, 1, 1, s), (t, s), (n, 2, t, 1)
+        for i in kept:
+            scores = case.op("binary", [scores, case.floats(*masks[i])], fn="add")
         values = case.floats(n, 1, s, e, scale=1)
         y = case.op("matmul_f32", [case.op("softmax", [scores]), values], transpose_b=False)
         yield case, case.program(follow(case, y, (n, 2, t, e), "add clip"))

@@ -16,8 +16,8 @@ struct SoftmaxStep : Step {
   int x, y;
   int64_t rows, n;
   void run(const Run& r, int task, int) const override {
-    for (int64_t m = rows * task / tasks; m < rows * (task + 1) / tasks; ++m)
-      fn({r.at<float>(x) + m * n, r.at<float>(y) + m * n, int(n)});
+    const int64_t first = rows * task / tasks, end = rows * (task + 1) / tasks;
+    fn({r.at<float>(x) + first * n, r.at<float>(y) + first * n, int(n), end - first, n});
   }
 };
 

@@ -103,10 +103,7 @@ struct PastAttentionStep : Step {
       float* out = r.at<float>(y) + at;
       kernels->dots({x, width, key.kept, width, s.scores, line(), rows, seen, w, factor});
       kernels->dots({x, width, key.fresh, key.step, s.scores + seen, line(), rows, i + 1, w, factor});
-      for (int row = 0; row < rows; ++row) {
-        float* p = s.scores + row * line();
-        kernels->softmax({p, p, int(seen + i + 1)});
-      }
+      kernels->softmax({s.scores, s.scores, int(seen + i + 1), rows, line()});
       std::fill(out, out + rows * width, 0.0f);
       kernels->mix({s.scores, line(), value.kept, width, out, width, rows, seen, w});
       kernels->mix({s.scores + seen, line(), value.fresh, value.step, out, width, rows, i + 1, w});
@@ -149,8 +146,7 @@ struct PastAttentionStep : Step {
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t valid = seen + (first + i) / times() + 1;
         float* p = s.scores + i * line();
-        kernels->scale({p, p, valid, factor, 0});
-        kernels->softmax({p, p, int(valid)});
+        kernels->softmax({p, p, int(valid), 1, 0, true, factor});
         std::fill(p + valid, p + n, 0.0f);
       }
       multiply(s.scores, s.score_at, rows, s.values, values.block(), n, width, r.at<float>(y), s.y_at);

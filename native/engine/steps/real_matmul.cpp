@@ -116,7 +116,7 @@ struct FloatAttentionStep : Step {
   void run(const Run& r, int task, int thread) const override {
     Carve c{r.scratch(thread)};
     const Space s = carve(c);
-    const int64_t n = keys.n, width = values.n, in = keys.half ? 2 : 4, out = tail.out_bf16 ? 2 : 4;
+    const int64_t width = values.n, in = keys.half ? 2 : 4, out = tail.out_bf16 ? 2 : 4;
     for (int64_t i = 0; i < kQueries; ++i) {
       s.q_at[i] = i * keys.k;
       s.s_at[i] = i * score_row();
@@ -132,15 +132,7 @@ struct FloatAttentionStep : Step {
         const int64_t rows = std::min(kQueries, queries - first);
         keys.multiply(*kernels, r.at<char>(q) + (q_at[size_t(batch)] + first * keys.k) * in, s.q_at, rows, s.keys,
                       s.scores, s.s_at, RealTail());
-        for (int64_t i = 0; i < rows; ++i) {
-          float* row = s.scores + s.s_at[i];
-          if (scaled) kernels->scale({row, row, n, factor, 0});
-          for (const Mask& mask : masks)
-            kernels->add_f32({row, r.at<float>(mask.value) + mask.at[size_t(batch)] + (first + i) * mask.row, row, n, 1,
-                              mask.step});
-          kernels->softmax({row, row, int(n)});
-          if (narrow) kernels->to_bf16({row, s.rounded + s.p_at[i], n});
-        }
+        weigh(r, s, batch, first, rows);
         RealTail mine = t;
         const int64_t at = (batch * queries + first) * width;
         if (t.addend) mine.addend = static_cast<const char*>(t.addend) + at * (t.addend_bf16 ? 2 : 4);
@@ -153,6 +145,33 @@ struct FloatAttentionStep : Step {
         }
       }
     }
+  }
+
+  // Scores of rows from `first` on to probabilities.
+  void weigh(const Run& r, const Space& s, int64_t batch, int64_t first, int64_t rows) const {
+    const int64_t n = keys.n;
+    const auto of = [&](const Mask& mask) { return r.at<float>(mask.value) + mask.at[size_t(batch)] + first * mask.row; };
+    SoftmaxArgs soft{s.scores, s.scores, int(n), rows, score_row()};
+    if (masks.size() < 2) {
+      soft.scaled = scaled;
+      soft.factor = factor;
+      if (!masks.empty()) {
+        soft.mask = of(masks[0]);
+        soft.mask_row = masks[0].row;
+        soft.mask_step = masks[0].step;
+      }
+    } else {
+      for (int64_t i = 0; i < rows; ++i) {
+        float* row = s.scores + s.s_at[i];
+        if (scaled) kernels->scale({row, row, n, factor, 0});
+        for (const Mask& mask : masks) kernels->add_f32({row, of(mask) + i * mask.row, row, n, 1, mask.step});
+      }
+    }
+    kernels->softmax(soft);
+    if (!narrow) return;
+    if (score_row() == n && rounded_row() == n) kernels->to_bf16({s.scores, s.rounded, rows * n});
+    else
+      for (int64_t i = 0; i < rows; ++i) kernels->to_bf16({s.scores + s.s_at[i], s.rounded + s.p_at[i], n});
   }
 };
 

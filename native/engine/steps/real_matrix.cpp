@@ -33,29 +33,47 @@ void RightMatrix::pack(const void* x, void* packed) const {
   const int64_t size = block();
   if (n % 16 || (half && size != k * 16)) std::memset(packed, 0, size_t(bytes()));
   for (int64_t first = 0; first < n; first += 16) {
-    const int64_t count = n - first < 16 ? n - first : 16;
-    if (!half) {
-      const float* from = static_cast<const float*>(x) + first * (transposed ? k : 1);
-      float* to = static_cast<float*>(packed) + first / 16 * size;
-      for (int64_t i = 0; i < k; ++i)
-        for (int64_t j = 0; j < count; ++j) to[i * 16 + j] = transposed ? from[j * k + i] : from[i * n + j];
-      continue;
-    }
-    const uint16_t* from = static_cast<const uint16_t*>(x) + first * (transposed ? k : 1);
-    uint16_t* to = static_cast<uint16_t*>(packed) + first / 16 * size;
-    for (int64_t i = 0; i + 1 < k; i += 2)
-      for (int64_t j = 0; j < count; ++j) {
-        uint16_t* pair = to + i * 16 + 2 * j;
-        if (transposed) {
-          std::memcpy(pair, from + j * k + i, 4);
-        } else {
-          pair[0] = from[i * n + j];
-          pair[1] = from[(i + 1) * n + j];
-        }
-      }
-    if (k % 2)
-      for (int64_t j = 0; j < count; ++j) to[(k - 1) * 16 + 2 * j] = transposed ? from[j * k + k - 1] : from[(k - 1) * n + j];
+    const int64_t at = first * (transposed ? k : 1), to = first / 16 * size;
+    if (half) pack_pairs(static_cast<const uint16_t*>(x) + at, n - first, static_cast<uint16_t*>(packed) + to);
+    else pack_floats(static_cast<const float*>(x) + at, n - first, static_cast<float*>(packed) + to);
   }
+}
+
+// The next 16 columns, or what is left of them; whole blocks by loops of known length.
+void RightMatrix::pack_floats(const float* from, int64_t left, float* to) const {
+  const int64_t count = left < 16 ? left : 16;
+  if (transposed) {
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t i = 0; i < k; ++i) to[i * 16 + j] = from[j * k + i];
+  } else if (count == 16) {
+    for (int64_t i = 0; i < k; ++i) std::memcpy(to + i * 16, from + i * n, 64);
+  } else {
+    for (int64_t i = 0; i < k; ++i) std::memcpy(to + i * 16, from + i * n, size_t(count) * 4);
+  }
+}
+
+void RightMatrix::pack_pairs(const uint16_t* from, int64_t left, uint16_t* to) const {
+  const int64_t count = left < 16 ? left : 16;
+  if (transposed) {
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t i = 0; i + 1 < k; i += 2) std::memcpy(to + i * 16 + 2 * j, from + j * k + i, 4);
+  } else {
+    for (int64_t i = 0; i + 1 < k; i += 2) {
+      const uint16_t *even = from + i * n, *odd = even + n;
+      uint16_t* pairs = to + i * 16;
+      if (count == 16)
+        for (int j = 0; j < 16; ++j) {
+          const uint32_t pair = uint32_t(odd[j]) << 16 | even[j];
+          std::memcpy(pairs + 2 * j, &pair, 4);
+        }
+      else
+        for (int64_t j = 0; j < count; ++j) {
+          pairs[2 * j] = even[j];
+          pairs[2 * j + 1] = odd[j];
+        }
+    }
+  }
+  for (int64_t j = 0; k % 2 && j < count; ++j) to[(k - 1) * 16 + 2 * j] = from[transposed ? j * k + k - 1 : (k - 1) * n + j];
 }
 
 void RightMatrix::multiply(const Kernels& kernels, const void* a, const int64_t* a_at, int64_t m, const void* packed,

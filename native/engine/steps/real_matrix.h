@@ -25,6 +25,10 @@ struct RightMatrix {
   // c [m rows at c_at] = a [m rows at a_at] times the packed form.
   void multiply(const Kernels& kernels, const void* a, const int64_t* a_at, int64_t m, const void* packed, void* c,
                 const int64_t* c_at, const RealTail& tail) const;
+
+ private:
+  void pack_floats(const float* from, int64_t left, float* to) const;
+  void pack_pairs(const uint16_t* from, int64_t left, uint16_t* to) const;
 };
 
 }  // namespace pw

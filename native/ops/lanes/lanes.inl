@@ -174,23 +174,58 @@ void mix(const MixArgs& a) {
   for (; i < a.m; ++i) mix_rows<1>(a, i);
 }
 
-void softmax(const SoftmaxArgs& a) {
-  V best = set1(-INFINITY);
-  each(a.n, [&](int64_t i, int count) { best = maximum(load(a.x + i, count, -INFINITY), best); });
-  const V top = set1(greatest(best));
-  V sum = set1(0.0f);
+namespace {
+
+// R rows side by side, so that one row's sums need not be waited for.
+template <int R>
+void softmax_of(const SoftmaxArgs& a, int64_t row) {
+  const float *x = a.x + row * a.row, *mask = a.mask ? a.mask + row * a.mask_row : nullptr;
+  float* y = a.y + row * a.row;
+  const V factor = set1(a.factor);
+  const bool changed = a.scaled || mask;
+  V top[R], sum[R];
+  for (int r = 0; r < R; ++r) top[r] = set1(-INFINITY);
   each(a.n, [&](int64_t i, int count) {
-    const V e = exp16_below(load(a.x + i, count, -INFINITY) - top);
-    store(a.y + i, count, e);
-    sum = sum + (count == 16 ? e : load(a.y + i, count, 0.0f));
+    for (int r = 0; r < R; ++r) {
+      V s = load(x + r * a.row + i, count, -INFINITY);
+      if (changed) {
+        if (a.scaled) s = s * factor;
+        if (mask) s = s + load_step(mask + r * a.mask_row, i * a.mask_step, count, a.mask_step);
+        store(y + r * a.row + i, count, s);
+        if (count < 16) s = load(y + r * a.row + i, count, -INFINITY);
+      }
+      top[r] = maximum(s, top[r]);
+    }
   });
-  const V all = set1(total(sum));
-  each(a.n, [&](int64_t i, int count) { store(a.y + i, count, load(a.y + i, count, 0.0f) / all); });
+  for (int r = 0; r < R; ++r) {
+    top[r] = set1(greatest(top[r]));
+    sum[r] = set1(0.0f);
+  }
+  if (changed) x = y;
+  each(a.n, [&](int64_t i, int count) {
+    for (int r = 0; r < R; ++r) {
+      const V e = exp16_below(load(x + r * a.row + i, count, -INFINITY) - top[r]);
+      store(y + r * a.row + i, count, e);
+      sum[r] = sum[r] + (count == 16 ? e : load(y + r * a.row + i, count, 0.0f));
+    }
+  });
+  for (int r = 0; r < R; ++r) sum[r] = set1(total(sum[r]));
+  each(a.n, [&](int64_t i, int count) {
+    for (int r = 0; r < R; ++r) store(y + r * a.row + i, count, load(y + r * a.row + i, count, 0.0f) / sum[r]);
+  });
+}
+
+}  // namespace
+
+void softmax(const SoftmaxArgs& a) {
+  int64_t row = 0;
+  for (; row + 4 <= a.rows; row += 4) softmax_of<4>(a, row);
+  for (; row < a.rows; ++row) softmax_of<1>(a, row);
 }
 
 namespace {
 
-// R rows side by side, so that one row's sums need not be waited for. kAll: every key counts for every row.
+// As above. kAll: every key counts for every row.
 template <int R, bool kAll>
 void probabilities_of(const ProbabilitiesArgs& a, int row) {
   const V factor = set1(a.factor);

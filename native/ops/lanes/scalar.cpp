@@ -103,15 +103,23 @@ void mix(const MixArgs& a) {
 }
 
 void softmax(const SoftmaxArgs& a) {
-  float best = -INFINITY;
-  for (int i = 0; i < a.n; ++i) best = fn::maximum(a.x[i], best);
-  float lanes[16] = {};
-  for (int i = 0; i < a.n; ++i) {
-    a.y[i] = fn::exp(a.x[i] - best);
-    lanes[i % 16] = lanes[i % 16] + a.y[i];
+  for (int64_t row = 0; row < a.rows; ++row) {
+    const float *x = a.x + row * a.row, *mask = a.mask ? a.mask + row * a.mask_row : nullptr;
+    float* y = a.y + row * a.row;
+    float best = -INFINITY;
+    for (int i = 0; i < a.n; ++i) {
+      y[i] = a.scaled ? x[i] * a.factor : x[i];
+      if (mask) y[i] = y[i] + mask[i * a.mask_step];
+      best = fn::maximum(y[i], best);
+    }
+    float lanes[16] = {};
+    for (int i = 0; i < a.n; ++i) {
+      y[i] = fn::exp(y[i] - best);
+      lanes[i % 16] = lanes[i % 16] + y[i];
+    }
+    const float total = fn::lanes_total(lanes);
+    for (int i = 0; i < a.n; ++i) y[i] = y[i] / total;
   }
-  const float total = fn::lanes_total(lanes);
-  for (int i = 0; i < a.n; ++i) a.y[i] = a.y[i] / total;
 }
 
 void probabilities(const ProbabilitiesArgs& a) {
