@@ -11,7 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import programs
 import programs_real
+from cases import Case
 from programs_decoding import past
+from programs_real import follow, half, stored_half
 from programs_shifts import level_products
 
 from pennyweight.program.interpret import interpret
@@ -91,6 +93,24 @@ def test_rounded(name):
             )
             near = np.isclose(got[key], value, rtol=1e-5, atol=1e-5 * largest)
             assert near.mean() > 0.97, f"{key} {isa}: {1 - near.mean():.3f} rounded otherwise"
+
+
+@pytest.mark.parametrize("tail", ["", "add", "clip", "add clip"])
+def test_products_of_what_is_not_finite(tail):
+    """NaN, infinities and denormal numbers of a bias reach a rounded result as they do without vectors."""
+    case = Case(f"not finite {tail}")
+    bias = case.rng.standard_normal(70).astype(np.float32)
+    bias[[3, 20, 37, 69]], bias[[17, 68]], bias[33], bias[50] = np.nan, np.inf, -np.inf, 1e-42
+    x, w = half(case, case.floats(30, 40, scale=1)), stored_half(case, 70, 40)
+    y = follow(case, case.op("linear_f32", [x, w, case.constant(bias)]), (30, 70), tail)
+    program = case.program(case.op("cast", [half(case, y)], dtype="f32"))
+    want = Engine(program, threads=1, isa="scalar").run(case.inputs)
+    if "clip" not in tail:
+        assert np.isnan(want[program.outputs[0]]).sum() == 4 * 30
+    for isa in ISAS:
+        got = run(program, case.inputs, isa, 1)
+        for key, value in want.items():
+            np.testing.assert_allclose(got[key], value, rtol=2**-7, atol=2**-8, err_msg=f"{key} {isa}")
 
 
 def test_every_op_has_a_case():
