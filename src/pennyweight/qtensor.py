@@ -70,6 +70,24 @@ class QTensor:
             values = values - unblocked_param(self.zero.float(), tuple(shape))
         return (values * unblocked_param(scale, tuple(shape))).reshape(shape)
 
+    def take(self, rows: Tensor) -> QTensor | None:
+        """The rows of these numbers, [n], as a tensor of its own; None where scales span some rows, not all.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        block = self.spec.block
+        each = bool(block) and (len(block) < self.codes.ndim or block[0] == 1)
+        if not each and block and block[0] is not None:
+            return None
+        scale, zero = self.scale, self.zero
+        if each:
+            taken = scale.take(rows) if isinstance(scale, QTensor) else scale.index_select(0, rows)
+            if taken is None:
+                return None
+            scale, zero = taken, None if zero is None else zero.index_select(0, rows)
+        return QTensor(self.codes.index_select(0, rows), scale, zero, self.spec)
+
     @property
     def nbytes(self) -> int:
         """Bytes of codes (packed at the grid's bit width), scales and zero points."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pennyweight.nn import twins
 from pennyweight.nn.integer import IntegerWeight
-from pennyweight.nn.rounding import rounded
+from pennyweight.nn.rounding import rounded, trained
 from pennyweight.plan import LayerPlan
 from pennyweight.qtensor import QTensor
 
@@ -37,7 +37,11 @@ class EmbeddingTwin(TableTwin, nn.Embedding):
     """Looks up rows of the table."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        """ids [...] -> [..., width]."""
+        """ids [...] -> [..., width]; of a solved table the rows that are looked up alone are decoded."""
+        if "weight" in self.solved and not trained(self):
+            found = self.solved["weight"].take(input.flatten())
+            if found is not None:
+                return found.dequantize().reshape(*input.shape, -1)
         return nn.functional.embedding(input, self.table(), self.padding_idx)
 
 
