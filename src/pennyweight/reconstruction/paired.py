@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pennyweight.reconstruction.capture import visit
 from pennyweight.reconstruction.gram import layer_input, met, rows
-from pennyweight.solvers.retarget import retarget
+from pennyweight.solvers.retarget import retargeted
 
 PULLS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -66,10 +66,12 @@ class Paired:
         found: Tensor = (want - have).float()
         return found
 
-    def error(self, weight: Tensor, other: Tensor) -> float:
-        """`E |W x - W' x~|^2` around its mean, less what W' does not change, `tr(W' H W'^T) - 2 tr(W G W'^T)`."""
-        w, o = _parts(weight, self), _parts(other, self)
-        return float(((o @ self.gram - 2 * (w @ self.cross)) * o).sum())
+    def errors(self, weight: Tensor, others: Iterable[Tensor]) -> list[float]:
+        """`E |W x - W' x~|^2` around its mean, less what W' does not change, `tr(W' H W'^T) - 2 tr(W G W'^T)`; of each W'."""
+        wanted = 2 * (_parts(weight, self) @ self.cross)
+        return [
+            float(((o @ self.gram - wanted) * o).sum()) for o in (_parts(other, self) for other in others)
+        ]
 
 
 def _parts(weight: Tensor, sums: Paired) -> Tensor:
@@ -120,8 +122,8 @@ def steady_pull(weight: Tensor, halves: Sequence[Paired]) -> float:
     """The pull of `retarget` whose weight from one half of the inputs serves the other half best."""
     if any(not h.count for h in halves):
         return max(PULLS)
-    tried = []
-    for pull in PULLS:
-        found = [retarget(weight, h.gram, h.cross, pull) for h in halves]
-        tried.append(sum(h.error(weight, w) for h, w in zip(reversed(halves), found, strict=True)))
-    return PULLS[tried.index(min(tried))]
+    one, other = halves
+    tried = zip(*(judge.errors(weight, retargeted(weight, half.gram, half.cross, PULLS))
+                  for half, judge in ((one, other), (other, one))), strict=True)  # fmt: skip
+    errors = [sum(pair) for pair in tried]
+    return PULLS[errors.index(min(errors))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,19 @@ def retarget(weight: Tensor, gram: Tensor, cross: Tensor, damp: float = 0.01) ->
     Raises:
         SolverError: if H is not positive definite.
     """
+    return next(retargeted(weight, gram, cross, (damp,)))
+
+
+def retargeted(weight: Tensor, gram: Tensor, cross: Tensor, damps: Iterable[float]) -> Iterator[Tensor]:
+    """`retarget` by each of some pulls."""
     h, g = (m.double().reshape(-1, *m.shape[-2:]) for m in (gram, cross))
-    level = damp * h.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)
-    eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device) * level.reshape(-1, 1, 1)
-    lower, failed = torch.linalg.cholesky_ex(h + eye)
-    if bool(failed.any()):
-        raise SolverError("the second moments are not positive definite", shapes=str(tuple(gram.shape)))
-    target = weight.double().reshape(len(h), -1, h.shape[-1]) @ (g + eye)
-    found: Tensor = torch.cholesky_solve(target.mT, lower).mT.reshape(weight.shape).float()
-    return found
+    w = weight.double().reshape(len(h), -1, h.shape[-1])
+    aim, mean = w @ g, h.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30).reshape(-1, 1, 1)
+    eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
+    for damp in damps:
+        level = damp * mean
+        lower, failed = torch.linalg.cholesky_ex(h + level * eye)
+        if bool(failed.any()):
+            raise SolverError("the second moments are not positive definite", shapes=str(tuple(gram.shape)))
+        found: Tensor = torch.cholesky_solve((aim + level * w).mT, lower).mT
+        yield found.reshape(weight.shape).float()
