@@ -67,7 +67,7 @@ class Paired:
         return found
 
     def errors(self, weight: Tensor, others: Iterable[Tensor]) -> list[float]:
-        """`E |W x - W' x~|^2` around its mean, less what W' does not change, `tr(W' H W'^T) - 2 tr(W G W'^T)`; of each W'."""
+        """Of each W': `E |W x - W' x~|^2` around its mean, less what W' leaves, `tr(W' H W'^T) - 2 tr(W G W'^T)`."""
         wanted = 2 * (_parts(weight, self) @ self.cross)
         return [
             float(((o @ self.gram - wanted) * o).sum()) for o in (_parts(other, self) for other in others)
