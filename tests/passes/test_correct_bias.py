@@ -176,3 +176,24 @@ def test_sums_beside_measured_layers_stay_theirs():
     prepared = calibrate(prepare(model, x, Recipe.parse(text)), list(x.split(32)), progress=False)
     with torch.no_grad():
         assert float((prepared(x) - model(x)).mean(0).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("source", ["data", "outputs"])
+def test_biases_that_are_shifted_already_can_be_kept(source):
+    """Behind retargeting the transposed convolution alone, which cannot be retargeted, has its bias corrected."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 5, 1)
+    )
+    x = torch.rand(48, 3, 9, 9)
+    aimed = COARSE + 'solver = "gptq"\nretarget = true\n'
+    corrected = f'{aimed}\n[[passes]]\npass = "correct_bias"\nsource = "{source}"\nkeep = true\n'
+    before, after = (
+        calibrate(prepare(model, x, Recipe.parse(text)), [x], progress=False) for text in (aimed, corrected)
+    )
+    for name in ("0", "4"):
+        kept = before.get_submodule(name).bias_shift
+        assert kept is not None and torch.equal(kept, after.get_submodule(name).bias_shift)
+    assert before.get_submodule("2").bias_shift is None
+    assert after.get_submodule("2").bias_shift is not None
+    assert len(pw.journal(after).of("bias")) == 3

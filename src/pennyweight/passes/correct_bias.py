@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -55,12 +55,14 @@ class CorrectBias:
 
     Args:
         source: "data", "norms" or "outputs".
+        keep: leave a bias as it is that a pass before has shifted: retargeted layers have theirs.
 
     Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction"
     (arXiv:1906.04721), section 4.2, with measured means for E[x]; Finkelstein et al. 2019 (arXiv:1906.03193).
     """
 
     source: Literal["data", "norms", "outputs"] = "data"
+    keep: bool = False
     stage: ClassVar[Stage] = "solve"
     preserves_output: ClassVar[bool] = False
 
@@ -76,7 +78,7 @@ class CorrectBias:
         known = propagate(context.graph, context.model, context.outputs) if self.source == "norms" else {}
         for twin, name, matrix in weights(context.model, dict(context.model.named_parameters())):
             means = _expected(context, known, twin)
-            if means is None:
+            if means is None or self._kept(twin):
                 continue
             change = matrix.double() - twin.solved[name].dequantize().reshape(matrix.shape).double()
             shift = twin.expected(change, means)
@@ -87,6 +89,9 @@ class CorrectBias:
     def replays(self) -> bool:
         """Whether layers are measured one by one."""
         return self.source == "outputs"
+
+    def _kept(self, twin: Any) -> bool:
+        return self.keep and twin.bias_shift is not None
 
     def _measured(self, context: Context) -> None:
         model = context.model
@@ -99,8 +104,12 @@ class CorrectBias:
             if node.kind == "module" and node.path in context.plan.layers
         }
         twins = {
-            p: m for p, m in found.items() if isinstance(m, Corrigible) and m.input is not None and m.solved
+            p: m
+            for p, m in found.items()
+            if isinstance(m, Corrigible) and m.input is not None and m.solved and not self._kept(m)
         }
+        if not twins:
+            return
         batches = () if context.batches is None else context.batches()
         with floating(model):
             wanted = mean_outputs(model, batches, twins)

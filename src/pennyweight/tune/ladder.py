@@ -70,8 +70,9 @@ def rungs(base: Recipe) -> list[_Rung]:
 
 
 def retargeted(recipe: Recipe) -> Recipe:
-    """The recipe with every layer, and its bias, aimed at its results in the float network."""
-    return _solved_by(recipe, "retargeted", lambda s: Solve("gptq", s.range, dict(s.options), retarget=True))
+    """The recipe with every layer, and its bias, aimed at its results in the float network; or its bias alone."""
+    found = _solved_by(recipe, "retargeted", lambda s: Solve("gptq", s.range, dict(s.options), retarget=True))
+    return replace(found, passes=(*found.passes, CorrectBias("outputs", keep=True)))
 
 
 def with_learned_rounding(recipe: Recipe, steps: int) -> Recipe:
