@@ -41,3 +41,7 @@ def test_rows_are_those_of_the_table(spec):
 def test_ids_that_are_none_are_refused(bad):
     with pytest.raises(IndexError):
         calibrated("int8n[1,*]")[0](torch.tensor([bad]))
+
+
+def test_no_ids_give_no_rows():
+    assert calibrated("int8n[1,*]")[0](torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0, 32)

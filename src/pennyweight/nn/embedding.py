@@ -41,7 +41,7 @@ class EmbeddingTwin(TableTwin, nn.Embedding):
         if "weight" in self.solved and not trained(self):
             found = self.solved["weight"].take(input.flatten())
             if found is not None:
-                return found.dequantize().reshape(*input.shape, -1)
+                return found.dequantize().reshape(*input.shape, self.embedding_dim)
         return nn.functional.embedding(input, self.table(), self.padding_idx)
 
 
