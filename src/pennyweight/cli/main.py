@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import typer
 
@@ -92,5 +93,20 @@ def _explain(error: Exception) -> int:
     return CODES["defect"]
 
 
+def process() -> NoReturn:
+    """The command as a process: it ends with the exit code.
+
+    Where processes trained together it ends at once: torch's communication threads outlive their group, and one that
+    asks a finishing Python 3.11 for its lock aborts the process, whose work is done and written.
+    """
+    code = main()
+    shards = sys.modules.get("pennyweight.llm.shards")
+    if shards is not None and shards.began:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from pennyweight.errors import InputError, PennyweightError
 
+began = False  # a group of processes, by `launched`
+
 
 def count() -> int:
     """Processes of the group; 1 where there is none."""
@@ -47,6 +49,8 @@ def launched() -> Iterator[None]:
     if not (dist.is_available() and dist.is_gloo_available()):
         raise InputError("this torch has no gloo, over which several processes would train",
                          hint="Start one process.")  # fmt: skip
+    global began
+    began = True
     dist.init_process_group("gloo")
     try:
         yield
