@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pennyweight.errors import EmptyCalibration
 from pennyweight.graph.record import call
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.nn.sites import aside
+from pennyweight.stats.moments import Moments
 
 Seen = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
@@ -50,28 +52,25 @@ def visit(
     return count
 
 
-def mean_outputs(
+def output_moments(
     model: nn.Module, batches: Iterable[Any], modules: Mapping[str, nn.Module], *, stop: bool = False
-) -> dict[str, Tensor]:
-    """Mean of every output channel over batches and places, float64 [channels] by name.
+) -> dict[str, Moments]:
+    """Mean and variance of every output channel over batches and places, by name.
 
-    Channels are on axis 1 of a convolution's result and on the last of others. With `stop` a batch is given up behind
-    the first module that is reached.
+    Channels are on axis 1 of the results of convolutions and batch norms, and on the last of others. With `stop` a
+    batch is given up behind the first module that is reached.
 
     Raises:
         EmptyCalibration: if a module is never reached.
     """
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    seen: dict[str, Moments] = {}
     handles = []
     for name, module in modules.items():
 
         def after(m: nn.Module, args: Any, result: Tensor, name: str = name) -> None:
-            axis = result.ndim - 1 - len(getattr(m, "kernel_size", ()))
+            axis = _channel_axis(m, result)
             with aside():
-                values = result.detach().double().movedim(axis, -1).flatten(0, -2)
-                sums[name] = sums[name] + values.sum(0) if name in sums else values.sum(0)
-                counts[name] = counts.get(name, 0) + len(values)
+                seen.setdefault(name, Moments()).update(result.detach().movedim(axis, -1).flatten(0, -2))
             if stop:
                 raise ReachedError
 
@@ -86,12 +85,25 @@ def mean_outputs(
     finally:
         for handle in handles:
             handle.remove()
-    missing = [name for name in modules if name not in sums]
+    missing = [name for name in modules if name not in seen]
     if missing:
         raise EmptyCalibration(
             "no batch reaches this layer", site=missing[0], hint="Pass some hundred inputs."
         )
-    return {name: sums[name] / counts[name] for name in modules}
+    return seen
+
+
+def _channel_axis(module: nn.Module, result: Tensor) -> int:
+    """Batches or not, a convolution has its places behind the channels."""
+    layer = vars(module).get("inner", module)  # of one that is kept in 16 bits
+    return 1 if isinstance(layer, _BatchNorm) else result.ndim - 1 - len(getattr(layer, "kernel_size", ()))
+
+
+def mean_outputs(
+    model: nn.Module, batches: Iterable[Any], modules: Mapping[str, nn.Module], *, stop: bool = False
+) -> dict[str, Tensor]:
+    """The means of `output_moments`, float64 [channels] by name."""
+    return {name: seen.mean for name, seen in output_moments(model, batches, modules, stop=stop).items()}
 
 
 @contextmanager
