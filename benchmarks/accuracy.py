@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import NETWORKS, Network, data_folder
+from pictures import NETWORKS, Network, network_of
 from torch import nn
 
 import pennyweight as pw
@@ -152,9 +152,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="first images only")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     options = parser.parse_args()
-    folder, rows = data_folder(), []
+    rows = []
     for name in options.only:
-        network = NETWORKS[name](folder, **({"limit": options.limit} if options.limit else {}))
+        network = network_of(name, options.limit)
         float_classes = network.predictions(network.model)
         for text in options.recipes:
             rows.append(measure(network, text, float_classes, simulated=options.simulated))

@@ -31,9 +31,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from pictures import NETWORKS, Network, data_folder, mcunet_views, ten_crops
+from pictures import NETWORKS, Network, mcunet_views, network_of
 from torch import Tensor, nn
 
 import pennyweight as pw
@@ -322,11 +321,9 @@ def main() -> None:
     print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
     rows: list[Row] = []
     for name in args.only:
-        network = NETWORKS[name](data_folder(), **({"limit": args.limit} if args.limit else {}))
+        network = network_of(name, args.limit, ten=args.ten_crops)
         if args.views and name == "mcunet":
             network.views = mcunet_views(network.calibration, args.views, args.seed + 1)
-        if args.ten_crops and name in ("mobilenet_v2", "squeezenet"):
-            network.images, network.labels = ten_crops(network.images), np.tile(network.labels, 10)
         bench = Bench(network, args.checkpoint)
         for table in args.tables:
             for row in TABLES[table](bench, args):

@@ -1,17 +1,18 @@
 """Top-1 of image networks, ours and peers, side by side: the same float networks, calibration and test images.
 
 usage: python benchmarks/peers_accuracy.py [--peers TOOL=PYTHON ...] [--only NETWORK ...] [--methods METHOD ...]
-                                           [--bits W4A8 ...] [--limit N] [--draws 0 ...] [--seed 0] [--json FILE]
+                                           [--bits W4A8 ...] [--limit N] [--draws 0 ...] [--ten-crops] [--seed 0]
+                                           [--json FILE]
 
     --peers nncf=/path/python ...    environments that hold a peer, with torch, numpy and Pillow: nncf, onnxruntime,
                                      brevitas, inc, aimet (contenders/classes.py)
 
-Ours are the presets `int8` and `int8-accurate` at W8A8, GPTQ and descent with measured biases or retargeted as in
-methods.py below, all on the engine's integer programs. Peers are the methods of contenders/classes.py, on kernels of
-their own if any. CIFAR networks calibrate on 512 training images (every 97th; `--draws`: from which number on),
-ImageNet networks on 100 of other classes than the 500; no labels. At 4 bits the first convolution and the classifier
-stay at 8. Rows that FILE holds already are not measured again. One standard error of a drop is about
-100 sqrt((1 - agree) / n).
+Ours are the presets `int8` and `int8-accurate` at W8A8, `int8` also with adapted batch norms, GPTQ and descent with
+measured biases or retargeted as in methods.py below, all on the engine's integer programs. Peers are the methods of
+contenders/classes.py, on kernels of their own if any. CIFAR networks calibrate on 512 training images (every 97th;
+`--draws`: from which number on), ImageNet networks on 100 of other classes than the 500; no labels. At 4 bits the first
+convolution and the classifier stay at 8. With `--ten-crops` MobileNetV2 is tested on ten crops of each image. Rows that
+FILE holds already are not measured again. One standard error of a drop is about 100 sqrt((1 - agree) / n).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from methods import BITS, ENDS, FEW, SMOOTHED, Bench, rule, step
-from pictures import NETWORKS, data_folder
+from pictures import NETWORKS, data_folder, network_of
 
 from pennyweight.recipe import Recipe
 
@@ -52,6 +53,8 @@ def ours(network: str) -> Iterator[tuple[str, str, str]]:
     """Bits, method and recipe of our rows."""
     for preset in ("int8", "int8-accurate"):
         yield "W8A8", preset, Recipe.preset(preset).to_text()
+    if network != "mobilenet_v2":  # whose norms are folded away
+        yield "W8A8", "int8, adapted norms", Recipe.preset("int8").to_text() + step("adapt_norms")
     head = "".join(rule("int8n[1,*]", "uint8[*]+z", match=f'"{m}"') for m in ENDS[network])
     head += rule("int8n[1,*]", "uint8[*]+z", types='["add"]')
     smooth = SMOOTHED if network in RELU6 else ""
@@ -61,9 +64,9 @@ def ours(network: str) -> Iterator[tuple[str, str, str]]:
 
 
 def rows(
-    bench: Bench, args: argparse.Namespace, known: list[tuple[str, str, str]], draw: int
+    bench: Bench, args: argparse.Namespace, known: list[tuple[str, str, str]], options: dict[str, Any]
 ) -> Iterator[Row]:
-    """One row a method that is not known yet."""
+    """One row a method that is not known yet; `options` are those that the network was made with."""
     name, labels, pythons = (
         bench.network.name,
         bench.network.labels,
@@ -86,7 +89,7 @@ def rows(
         if tool not in pythons or useless or not fresh(bits, method):
             continue
         start = time.perf_counter()
-        found = run_peer(pythons[tool], method, name, args.limit or 0, draw)
+        found = run_peer(pythons[tool], method, name, options)
         if found is None:
             print(f"{name}: {method} failed", file=sys.stderr)
             continue
@@ -96,11 +99,11 @@ def rows(
                "seconds": time.perf_counter() - start}  # fmt: skip
 
 
-def run_peer(python: str, method: str, network: str, limit: int, draw: int) -> np.ndarray | None:
+def run_peer(python: str, method: str, network: str, options: dict[str, Any]) -> np.ndarray | None:
     """The classes that a peer gives the test images, or None where it fails; what it prints goes to stderr."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "classes.npy"
-        command = [python, str(CLASSES), method, network, str(limit), str(draw), str(file)]
+        command = [python, str(CLASSES), method, network, json.dumps(options), str(file)]
         env = {**os.environ, "PENNYWEIGHT_DATA": str(data_folder())}
         done = subprocess.run(command, env=env, stdout=sys.stderr, check=False)
         return np.load(file) if done.returncode == 0 else None
@@ -119,6 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--draws", type=int, nargs="+", default=[0], help="sets of calibration images, of CIFAR networks"
     )
+    parser.add_argument("--ten-crops", action="store_true", help="of each test image")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the rows to this file, beside those it holds")
     args = parser.parse_args()
@@ -130,11 +134,11 @@ def main() -> None:
         "| network | draw | bits | method | top-1 | float | drop | same class | images | s |\n|" + "---|" * 10
     )
     for name, draw in ((name, draw) for name in args.only for draw in args.draws):
-        chosen = {k: v for k, v in (("limit", args.limit), ("draw", draw)) if v}
-        bench = Bench(NETWORKS[name](data_folder(), **chosen))
-        known = [(r["network"], r["bits"], r["method"]) for r in kept if r.get("draw", 0) == draw]
-        for row in rows(bench, args, known, draw):
-            kept.append(row | {"draw": draw})
+        options = {"limit": args.limit, "draw": draw, "ten": args.ten_crops}
+        bench = Bench(network_of(name, **options))
+        same = [r for r in kept if (r.get("draw", 0), r.get("ten", False)) == (draw, args.ten_crops)]
+        for row in rows(bench, args, [(r["network"], r["bits"], r["method"]) for r in same], options):
+            kept.append(row | {"draw": draw, "ten": args.ten_crops})
             cells = (name, str(draw), row["bits"], row["method"], f"{row['top1']:.2f}", f"{row['float_top1']:.2f}",
                      f"{row['float_top1'] - row['top1']:.2f}", f"{row['agree']:.2f} %", str(row["count"]),
                      f"{row['seconds']:.0f}")  # fmt: skip

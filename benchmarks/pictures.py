@@ -192,3 +192,16 @@ def squeezenet(folder: Path, limit: int = 500) -> Network:
 NETWORKS: dict[str, Callable[..., Network]] = {
     f.__name__: f for f in (resnet20_jpeg, resnet56, mobilenet_v2, mcunet, squeezenet)
 }
+CROPPED = ("mobilenet_v2", "squeezenet")  # what `crop` cuts
+
+
+def network_of(name: str, limit: int | None = None, draw: int = 0, ten: bool = False) -> Network:
+    """A network by its name, tested on the first `limit` images, or with `ten` on ten crops of each where it can be.
+
+    `draw`: which calibration images, of CIFAR networks.
+    """
+    chosen = {key: value for key, value in (("limit", limit), ("draw", draw)) if value}
+    network = NETWORKS[name](data_folder(), **chosen)
+    if ten and name in CROPPED:
+        network.images, network.labels = ten_crops(network.images), np.tile(network.labels, 10)
+    return network

@@ -1,11 +1,11 @@
 """A peer's quantized network and the classes that it gives the images.
 
-usage: classes.py METHOD NETWORK LIMIT DRAW FILE
+usage: classes.py METHOD NETWORK OPTIONS FILE
 
 Run by `peers_accuracy.py` with the Python of the peers' environment. METHOD is a key of METHODS: a function that takes
 a network of `pictures.py` and gives the quantized network as a function from one float batch to logits, as arrays or
-tensors. Every peer calibrates on the batches that ours calibrates on (DRAW: see `pictures.cifar`), in its own
-recommended way. The classes of the test images are written to FILE as an array.
+tensors. OPTIONS are the arguments of `pictures.network_of` as JSON. Every peer calibrates on the batches
+that ours calibrates on, in its own recommended way. The classes of the test images are written to FILE as an array.
 
 Environments: requirements.txt beside this file for NNCF and ONNX Runtime; brevitas 0.13.4 with dependencies 2.0.1 (it
 cannot be imported with later ones); neural-compressor-pt 3.10; aimet-torch 2.42.0 with all it requires but
@@ -14,6 +14,7 @@ torchvision, whose names it reads and does not need. Each with torch 2.13.0, Num
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import types
@@ -28,7 +29,7 @@ here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 
 import torch  # noqa: E402
-from pictures import NETWORKS, Network, data_folder  # noqa: E402
+from pictures import Network, network_of  # noqa: E402
 
 Run = Callable[[torch.Tensor], Any]
 ROUNDED = 1000  # steps of AIMET's AdaRound a layer; its default is 10,000
@@ -214,9 +215,8 @@ METHODS: dict[str, Callable[[Network], Run]] = {
 
 def main() -> None:
     """Quantize, run, write."""
-    method, name, limit, draw, file = sys.argv[1:6]
-    chosen = {k: int(v) for k, v in (("limit", limit), ("draw", draw)) if int(v)}
-    network = NETWORKS[name](data_folder(), **chosen)
+    method, name, options, file = sys.argv[1:5]
+    network = network_of(name, **json.loads(options))
     run = METHODS[method](network)
     found = []
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,22 @@ def test_ten_crops_are_what_crop_cuts(module):
     assert np.array_equal(found, wanted)
 
 
+def test_a_network_with_its_options(module, monkeypatch):
+    pictures = module("pictures")
+    images = np.zeros((3, 256, 256, 3), np.uint8)
+
+    def made(folder, **options):
+        return SimpleNamespace(images=images[: options.pop("limit", 3)], labels=np.arange(3), options=options)
+
+    monkeypatch.setattr(pictures, "data_folder", Path)
+    monkeypatch.setattr(pictures, "NETWORKS", {"squeezenet": made, "mcunet": made})
+    assert pictures.network_of("mcunet", 2, 5).options == {"draw": 5}
+    assert len(pictures.network_of("mcunet", 2, ten=True).images) == 2
+    found = pictures.network_of("squeezenet", ten=True)
+    assert len(found.images) == len(found.labels) == 30
+    assert list(found.labels[::3]) == [0] * 10
+
+
 @pytest.mark.parametrize(("results", "cut", "first"), [(10, 0, 0), (1000, 0, 0), (1001, 1, 1)])
 def test_a_padded_classifier_keeps_its_rows(module, results, cut, first):
     classes = module("classes")
@@ -46,8 +63,8 @@ def test_a_padded_classifier_keeps_its_rows(module, results, cut, first):
 def test_a_peer_that_fails_has_no_classes(module, monkeypatch, tmp_path):
     peers = module("peers_accuracy")
     monkeypatch.setattr(peers, "data_folder", lambda: tmp_path)
-    assert peers.run_peer("false", "nncf", "mcunet", 0, 0) is None
+    assert peers.run_peer("false", "nncf", "mcunet", {}) is None
     script = tmp_path / "python"
-    script.write_text('#!/bin/sh\nprintf "" >"$6"; exit 3\n')
+    script.write_text('#!/bin/sh\nprintf "" >"$5"; exit 3\n')
     script.chmod(0o755)
-    assert peers.run_peer(str(script), "nncf", "mcunet", 0, 0) is None
+    assert peers.run_peer(str(script), "nncf", "mcunet", {}) is None
