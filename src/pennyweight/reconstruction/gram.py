@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any
 
@@ -14,6 +14,9 @@ from pennyweight.nn.conv import ConvTwin, pad_input
 from pennyweight.nn.linear import LinearTwin
 from pennyweight.reconstruction.capture import visit
 from pennyweight.reconstruction.normals import Channels
+
+PIECE = 1 << 21  # values of patches at a time; larger blocks are given back to the system and zeroed anew
+LEAST = 4  # vectors at a time for each of their entries, so that products outweigh sums of squares
 
 
 def has_rows(twin: nn.Module) -> bool:
@@ -29,24 +32,43 @@ def rows(twin: Any, x: Tensor) -> Tensor:
     """
     if isinstance(twin, LinearTwin):
         return x.reshape(1, -1, x.shape[-1])
-    dims = len(twin.kernel_size)
-    x, padding = pad_input(x if x.ndim == dims + 2 else x.unsqueeze(0), twin)
-    x = nn.functional.pad(x, [p for size in reversed(padding) for p in (size, size)])
-    sizes = [
+    return _patches(twin, *_padded(twin, x))
+
+
+def pieces(twin: Any, x: Tensor) -> tuple[int, Iterator[Tensor]]:
+    """How many vectors `rows` of an input has, and the vectors, some at a time: patches take many times its memory."""
+    if isinstance(twin, LinearTwin):
+        flat = x.reshape(-1, x.shape[-1])
+        step = max(1, PIECE // flat.shape[1], LEAST * flat.shape[1])
+        return len(flat), (part.unsqueeze(0) for part in flat.split(step))
+    x, sizes = _padded(twin, x)
+    places, width = math.prod(sizes), twin.in_channels * math.prod(twin.kernel_size)
+    step = max(1, PIECE // max(places * width, 1), LEAST * width // (twin.groups * max(places, 1)))
+    return len(x) * places, (_patches(twin, part, sizes) for part in x.split(step))
+
+
+def _padded(twin: Any, x: Tensor) -> tuple[Tensor, list[int]]:
+    """The input of a convolution with its borders, [N, C, *size], and the size of its result."""
+    x, padding = pad_input(x if x.ndim == len(twin.kernel_size) + 2 else x.unsqueeze(0), twin)
+    if any(padding):
+        x = nn.functional.pad(x, [p for size in reversed(padding) for p in (size, size)])
+    return x, [
         (n - d * (k - 1) - 1) // s + 1
         for n, k, s, d in zip(x.shape[2:], twin.kernel_size, twin.stride, twin.dilation, strict=True)
     ]
-    taps = []
-    for tap in product(*(range(k) for k in twin.kernel_size)):
-        part = x
+
+
+def _patches(twin: Any, x: Tensor, sizes: list[int]) -> Tensor:
+    """[groups, n, in]; in memory every tap of a channel follows its places, so that they are copied as they lie."""
+    taps, channels = list(product(*(range(k) for k in twin.kernel_size))), x.movedim(1, 0)
+    found = x.new_empty(len(channels), len(taps), len(x), *sizes)
+    for i, tap in enumerate(taps):
+        part = channels
         for axis, (at, size) in enumerate(zip(tap, sizes, strict=True)):
             first, step = at * twin.dilation[axis], twin.stride[axis]
             part = part[(slice(None),) * (axis + 2) + (slice(first, first + (size - 1) * step + 1, step),)]
-        taps.append(part)
-    patches = torch.stack(taps, 2)  # [N, C, taps, *sizes]
-    patches = patches.unflatten(1, (twin.groups, -1)).flatten(4)  # [N, groups, C / groups, taps, positions]
-    vectors: Tensor = patches.permute(1, 0, 4, 2, 3).flatten(1, 2).flatten(2)
-    return vectors
+        found[:, i] = part
+    return found.reshape(twin.groups, -1, len(x) * math.prod(sizes)).mT
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -55,9 +77,10 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return found
 
 
-def met(twin: Any, x: Tensor) -> Tensor:
-    """`rows` of an input rounded as the layer's input is."""
-    return rows(twin, (x if twin.input is None else twin.input(x)).float())
+def rounded_input(twin: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The input of a call, rounded as the layer's input is, float32."""
+    x = layer_input(args, kwargs)
+    return (x if twin.input is None else twin.input(x)).float()
 
 
 def input_gram(model: nn.Module, batches: Iterable[Any], twin: Any, *, once: bool = True) -> Tensor:
@@ -69,10 +92,11 @@ def input_gram(model: nn.Module, batches: Iterable[Any], twin: Any, *, once: boo
 
     def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal total, count
-        x = met(twin, layer_input(args, kwargs))
-        part = (x.mT @ x).double()
-        total = part if not count else total + part
-        count += x.shape[1]
+        seen, parts = pieces(twin, rounded_input(twin, args, kwargs))
+        for x in parts:
+            square = (x.mT @ x).double()
+            total = total + square if total.numel() else square
+        count += seen
 
     visit(model, batches, twin, see, once=once)
     return total / max(count, 1)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pennyweight.reconstruction.capture import visit
-from pennyweight.reconstruction.gram import layer_input, met, rows
+from pennyweight.reconstruction.gram import layer_input, pieces, rounded_input
 from pennyweight.solvers.retarget import retargeted
 
 PULLS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -96,23 +96,27 @@ def paired(
 
     floats: from `seen_inputs` of the float network on the same batches.
     """
-    halves: list[Paired] = []
+    none = Tensor()
+    halves = [Paired(none, none, none, none, 0)] * 2
     others = iter(floats)
 
     def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal halves
-        pair = [met(twin, layer_input(args, kwargs)), rows(twin, next(others).float())]
-        half = pair[0].shape[1] // 2
-        parts = [_sums(*(v[:, own] for v in pair)) for own in (slice(half), slice(half, None))]
-        halves = [a + b for a, b in zip(halves, parts, strict=True)] if halves else parts
+        count, parts = pieces(twin, rounded_input(twin, args, kwargs))
+        _, aims = pieces(twin, next(others).float())
+        left = count // 2
+        for x, wanted in zip(parts, aims, strict=True):
+            cut = min(left, x.shape[1])
+            for half, own in enumerate((slice(cut), slice(cut, None))):
+                halves[half] = halves[half] + _sums(x[:, own], wanted[:, own])
+            left -= cut
 
     visit(model, batches, twin, see, once=once)
     return tuple(halves) if any(h.count for h in halves) else ()
 
 
 def _sums(x: Tensor, wanted: Tensor) -> Paired:
-    met, target = x.double().sum(1), wanted.double().sum(1)
     count = x.shape[1]
+    met, target = (v.sum(1).double() for v in (x, wanted))
     if count:
         x, wanted = (v - (m / count).float().unsqueeze(1) for v, m in ((x, met), (wanted, target)))
     return Paired((x.mT @ x).double(), (wanted.mT @ x).double(), met, target, count)
