@@ -9,8 +9,9 @@ from pennyweight.nn.conv import conv_matrix
 from pennyweight.pipeline import calibrate, prepare
 from pennyweight.ranges import ranges
 from pennyweight.recipe import Recipe
+from pennyweight.reconstruction import gram
 from pennyweight.reconstruction.capture import floating, mean_outputs
-from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram, rows
+from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram, pieces, rows
 from pennyweight.reconstruction.normals import Channels
 from pennyweight.reconstruction.paired import PULLS, paired, seen_inputs, steady_pull
 from pennyweight.solvers.gptq import gptq
@@ -60,6 +61,26 @@ def test_rows_times_the_matrix_are_the_outputs(name):
     torch.testing.assert_close(y, wanted.movedim(channels, -1).reshape(-1, wanted.shape[channels]))
 
 
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_pieces_are_the_rows(name, monkeypatch):
+    layer, shape = LAYERS[name]
+    torch.manual_seed(0)
+    x = torch.randn(3, *shape[1:]) if name != "unbatched" else torch.randn(shape)
+    twin = prepare(layer, x, Recipe.parse(LOW))
+    for piece, least in ((1, 0), (100, 0), (1, 1), (1 << 21, 4)):
+        monkeypatch.setattr(gram, "PIECE", piece)
+        monkeypatch.setattr(gram, "LEAST", least)
+        count, parts = pieces(twin, x)
+        found = list(parts)
+        assert torch.equal(torch.cat(found, 1), rows(twin, x))
+        assert count == sum(part.shape[1] for part in found)
+        assert (
+            piece > 1
+            or least
+            or len(found) == (len(x.reshape(-1, 6)) if name == "linear" else 1 if name == "unbatched" else 3)
+        )
+
+
 def test_transposed_convolutions_have_none(cnn):
     assert not has_rows(prepare(nn.ConvTranspose2d(4, 4, 3), torch.randn(1, 4, 5, 5), Recipe.parse(LOW)))
 
@@ -86,10 +107,13 @@ def test_networks_come_closer(cnn):
     assert drift(cnn, x, GPTQ) < 0.85 * drift(cnn, x, LOW)
 
 
+@pytest.mark.parametrize("piece", [1, gram.PIECE])
 @pytest.mark.parametrize("name", ["linear", "conv2d", "groups", "depthwise"])
-def test_two_streams_are_compared(name):
+def test_two_streams_are_compared(name, piece, monkeypatch):
     """The moments of rounded inputs and others, and the shift that keeps the mean of the results."""
     layer, shape = LAYERS[name]
+    monkeypatch.setattr(gram, "PIECE", piece)
+    monkeypatch.setattr(gram, "LEAST", 0)
     torch.manual_seed(0)
     batches = [torch.randn(3, *shape[1:]) + 0.5, torch.randn(5, *shape[1:])]
     twin = calibrate(prepare(layer, batches[0], Recipe.parse(LOW)), batches, progress=False)
