@@ -74,3 +74,84 @@ def test_errors_leave_the_model_as_it_was(replay):
     with pytest.raises(KeyboardInterrupt), replay.running():
         raise KeyboardInterrupt
     assert "forward" not in model.a.__dict__
+
+
+class Block(nn.Module):
+    """Two layers, something in between, a shortcut; what it computes itself is counted."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.runs = nn.Linear(6, 8), nn.Linear(8, 6), 0
+
+    def forward(self, x):
+        self.runs += 1
+        return {"y": x + self.down(F.gelu(self.up(x)))}
+
+
+class Ways(nn.Module):
+    """Called twice, another layer each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x, first):
+        return self.one(x) if first else self.other(x)
+
+
+class Blocks(nn.Module):
+    """Two blocks, one module called twice, one whose layers are called past it, and a layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.ModuleList([Block(), Block()])
+        self.ways, self.past, self.last = Ways(), Block(), nn.Linear(6, 6)
+
+    def forward(self, x):
+        for block in self.body:
+            x = block(x)["y"]
+        x = self.ways(self.ways(x, True), False)
+        return self.last(self.past.down(self.past.up(x)))
+
+
+def test_blocks_whose_layers_are_settled_answer_as_one():
+    model, batches = Blocks().eval(), [torch.randn(n, 6) for n in (3, 4)]
+    order = [
+        "body.0.up",
+        "body.0.down",
+        "body.1.up",
+        "body.1.down",
+        "ways.one",
+        "ways.other",
+        "past.up",
+        "past.down",
+    ]
+    order.append("last")
+    replay = Replay(model, record(model, batches[0]), lambda: iter(batches), order)
+    found: dict[str, list[str]] = {}
+    with torch.no_grad():
+        wanted = [model(x) for x in batches]
+        for path in order:
+            replay.settle(path)
+            found[path] = list(replay._kept)
+            runs = model.body[0].runs
+            with replay.running():
+                results = [model(x) for x in replay.batches()]
+            assert all(torch.equal(r, w) for r, w in zip(results, wanted, strict=True))
+            assert (model.body[0].runs == runs) == ("body.0" in found[path])
+    assert found["body.0.up"] == ["body.0.up"]
+    assert found["body.0.down"] == ["body.0"]
+    assert found["body.1.up"] == ["body.0", "body.1.up"]
+    assert found["body.1.down"] == ["body.0", "body.1"]
+    assert found["last"] == ["body.0", "body.1", *order[4:]]
+
+
+def test_a_layer_that_comes_again_holds_its_block_open():
+    model, x = Blocks().eval(), torch.randn(3, 6)
+    replay = Replay(
+        model, record(model, x), lambda: [x], ["body.0.up", "body.0.down", "body.0.up", "body.0:add/0"]
+    )
+    replay.settle("body.0.down")
+    replay.settle("body.0.up")
+    assert sorted(replay._kept) == ["body.0.down", "body.0.up"]

@@ -87,7 +87,7 @@ class AdaptNorms:
         }
         if not found:
             context.journal.add("note", text="adapt_norms: the model has no batch norms")
-        replay = Replay(model, graph, lambda: () if context.batches is None else context.batches())
+        replay = Replay(model, graph, lambda: () if context.batches is None else context.batches(), found)
         for path, module in track(found.items(), "adapt norms", total=len(found), show=context.progress):
             if not _statistics(graph, path, module):
                 context.journal.add(
@@ -103,7 +103,7 @@ class AdaptNorms:
             else:
                 context.outputs[path] = self._into_layer(module, expected, seen)
             _report(context, path, expected, seen)
-            replay.finish(path)
+            replay.settle(path)
 
     def _ratio(self, expected: Normal, seen: Moments) -> Tensor:
         """`r`, 1 for channels that a norm holds constant."""

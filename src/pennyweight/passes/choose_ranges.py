@@ -105,10 +105,10 @@ class ChooseRanges:
     ) -> dict[str, int]:
         """The number of the best candidate by leading site, in the order in which the network comes to the sites."""
         model, batches = context.model, first_batches(context.batches, self.samples)
-        replay, best = Replay(model, context.graph, lambda: batches), dict.fromkeys(groups, 0)
+        nodes, best = [n for n in context.graph if n.name in context.plan.layers], dict.fromkeys(groups, 0)
+        replay = Replay(model, context.graph, lambda: batches, [n.name for n in nodes])
         with floating(model), torch.no_grad():
             wanted = [first_tensor(call(model, b)) for b in batches]
-            nodes = [n for n in context.graph if n.name in context.plan.layers]
             pending = set(groups)
             for node in track(nodes, "choose ranges", total=len(nodes), show=context.progress):
                 sites = [str(s) for s in context.plan[node.name].sites()]
@@ -125,7 +125,7 @@ class ChooseRanges:
                         losses.append(same[0] if same else self._loss(replay, wanted, groups[site], params))
                     best[site] = min(range(len(losses)), key=losses.__getitem__)
                 if node.kind == "module" and len(context.graph.modules(node.path)) == 1:
-                    replay.finish(node.path)
+                    replay.settle(node.path)
         return best
 
     def _loss(

@@ -113,7 +113,9 @@ class CorrectBias:
         batches = () if context.batches is None else context.batches()
         with floating(model):
             wanted = mean_outputs(model, batches, twins)
-        replay = Replay(model, context.graph, lambda: () if context.batches is None else context.batches())
+        replay = Replay(
+            model, context.graph, lambda: () if context.batches is None else context.batches(), twins
+        )
         for path, twin in track(twins.items(), "correct biases", total=len(twins), show=context.progress):
             twin.bias_shift = None
             once = len(context.graph.modules(path)) == 1
@@ -121,7 +123,7 @@ class CorrectBias:
                 shift = wanted[path] - mean_outputs(model, replay.batches(), {path: twin}, stop=once)[path]
             twin.bias_shift = shift.float()
             if once:
-                replay.finish(path)
+                replay.settle(path)
             report_shift(context, path, shift)
 
 

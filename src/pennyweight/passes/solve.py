@@ -153,8 +153,13 @@ class Solve:
             if isinstance(quantizer, ActivationQuantizer) and quantizer.calibrated:
                 quantizer.active = True
         known = propagate(context.graph, context.model, context.outputs) if self.inputs == "norms" else {}
-        replay = Replay(context.model, context.graph, lambda: _batches(context, self.solver))
-        floats = Replay(context.model, context.graph, lambda: _batches(context, self.solver))
+        replay, floats = (
+            Replay(
+                context.model, context.graph, lambda: _batches(context, self.solver),
+                [twin.layer.name for twin, _, _ in found],
+            )
+            for _ in range(2)
+        )  # fmt: skip
         for twin, name, matrix in track(found, self.solver, show=context.progress):
             once = len(context.graph.modules(twin.layer.name)) == 1
             if self.retarget and has_rows(twin):
@@ -172,7 +177,7 @@ class Solve:
                     solver = self._reading(gram)
             solve_one(context, twin, name, matrix, solver, rule)
             if has_rows(twin) and once and self.inputs == "data":
-                replay.finish(twin.layer.name)
+                replay.settle(twin.layer.name)
 
     def _reading(self, gram: Tensor) -> Solver:
         return partial(input_solvers[self.solver], gram=gram, **self.solver_options)
@@ -197,9 +202,9 @@ class Solve:
         twin.bias_shift = met.shift(matrix, q.dequantize().reshape(matrix.shape))
         report_shift(context, twin.layer.name, twin.bias_shift)
         if once:
-            replay.finish(twin.layer.name)
+            replay.settle(twin.layer.name)
             with floating(context.model):
-                floats.finish(twin.layer.name)
+                floats.settle(twin.layer.name)
 
 
 def _batches(context: Context, what: str) -> Iterable[Any]:

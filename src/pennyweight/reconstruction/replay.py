@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from pennyweight.graph.graph import Graph, Ref
 from pennyweight.graph.record import call
+from pennyweight.nn.sites import aside
 from pennyweight.reconstruction.capture import ReachedError
 
 
@@ -25,10 +29,13 @@ class Replay:
         model: what runs.
         graph: as it was recorded.
         batches: gives the same batches whenever it is called.
+        order: names of the layers that change, as they will be settled.
     """
 
-    def __init__(self, model: nn.Module, graph: Graph, batches: Callable[[], Iterable[Any]]) -> None:
-        self.model, self.graph = model, graph
+    def __init__(
+        self, model: nn.Module, graph: Graph, batches: Callable[[], Iterable[Any]], order: Iterable[str] = ()
+    ) -> None:
+        self.model, self.graph, self._order = model, graph, list(order)
         self._batches, self._at = batches, 0
         self._kept: dict[str, list[Any]] = {}
 
@@ -51,9 +58,39 @@ class Replay:
 
     def _answer(self, path: str) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return tree_map(_fresh, self._kept[path][self._at])
+            with aside():
+                return tree_map(_fresh, self._kept[path][self._at])
 
         return forward
+
+    def settle(self, path: str) -> None:
+        """`finish` the largest module around a layer, or the layer itself, in which no later layer of `order` lies.
+
+        What lies between finished layers, as attention and activations do, is not computed again then.
+        """
+        later = self._order[len(self._order) - self._order[::-1].index(path) :]
+        open_paths = [name.partition(":")[0] for name in later]
+        parent = path.rpartition(".")[0]
+        while parent and parent in self._once and not any(_within(p, parent) for p in open_paths):
+            path, parent = parent, parent.rpartition(".")[0]
+        self.finish(path)
+
+    @cached_property
+    def _once(self) -> frozenset[str]:
+        """Paths of the modules that one batch calls once."""
+        calls: Counter[str] = Counter()
+        handles = [
+            module.register_forward_pre_hook(lambda m, args, path=path: calls.update((path,)))
+            for path, module in self.model.named_modules(remove_duplicate=False)
+        ]
+        try:
+            with torch.no_grad(), self.running():
+                for batch in islice(self.batches(), 1):
+                    call(self.model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return frozenset(path for path, count in calls.items() if count == 1)
 
     def finish(self, path: str) -> list[Any]:
         """Run up to a module that is called once a batch, and keep its results; returns them, batch by batch."""
@@ -73,6 +110,7 @@ class Replay:
                         continue
         finally:
             handle.remove()
+        self._kept = {p: kept for p, kept in self._kept.items() if not _within(p, path)}
         self._kept[path] = found
         for other in list(self._kept):
             if not self._read(other):
