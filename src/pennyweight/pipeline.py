@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pennyweight import kernels as kernels  # the opaque ops that converted modules call
-from pennyweight.errors import CalibrationError, EmptyCalibration, PennyweightError
+from pennyweight.errors import CalibrationError, EmptyCalibration, NonFinite, PennyweightError
 from pennyweight.graph import Graph
 from pennyweight.graph.record import call, leaves_only
 from pennyweight.graph.record import record as record_graph
@@ -27,7 +26,8 @@ from pennyweight.nn.integer import refuse_unfit_spec
 from pennyweight.nn.keep import NarrowCall
 from pennyweight.nn.sites import CALLS, install
 from pennyweight.nn.transformer import take_plain_paths
-from pennyweight.passes import Context, Normal, replace_module
+from pennyweight.passes import Context, Normal, clone, replace_module
+from pennyweight.passes.calibrate import observe
 from pennyweight.passes.fold_batch_norm import FoldBatchNorm
 from pennyweight.passes.solve import Solve
 from pennyweight.passes.train import Train, live_norms
@@ -85,16 +85,6 @@ def graft(target: nn.Module, source: nn.Module) -> nn.Module:
     target.__class__ = source.__class__
     target.__dict__ = source.__dict__
     return target
-
-
-def clone(model: nn.Module) -> nn.Module:
-    """Copy the module tree, share the parameters."""
-    copied = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    for old, new in zip(model.modules(), copied.modules(), strict=True):
-        for hooks in ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_always_called"):
-            if getattr(old, hooks) and not getattr(new, hooks):  # an fx.GraphModule loses them
-                getattr(new, hooks).update(getattr(old, hooks))
-    return copied
 
 
 def prepare(
@@ -267,16 +257,7 @@ def calibrate(
         _switch(model.eval(), False)
     needs = st.recipe.needs()
     if found and needs:
-        for quantizer in found:
-            quantizer.observe(needs)
-        seen = 0
-        with torch.no_grad():
-            for batch in track(replay(), "calibrate", show=progress):
-                _check_finite(batch, seen)
-                call(model, batch)
-                seen += 1
-        for quantizer in found:
-            quantizer.observing = False
+        seen = observe(model, needs, _finite(track(replay(), "calibrate", show=progress)))
         if seen == 0:
             raise EmptyCalibration(
                 f"recipe {st.recipe.name!r} calibrates {len(found)} activations but there is no batch",
@@ -326,11 +307,20 @@ def _switch(model: nn.Module, active: bool) -> None:
             module.active = active
 
 
-def _check_finite(batch: Any, index: int) -> None:
-    for leaf in torch.utils._pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-            from pennyweight.errors import NonFinite
+def _finite(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches.
 
+    Raises:
+        NonFinite: if one holds NaN or infinity.
+    """
+    for index, batch in enumerate(batches):
+        for leaf in tree_leaves(batch):
+            if (
+                not isinstance(leaf, Tensor)
+                or not leaf.is_floating_point()
+                or bool(torch.isfinite(leaf).all())
+            ):
+                continue
             bad = int((~torch.isfinite(leaf)).sum())
             raise NonFinite(
                 f"{bad} of {leaf.numel()} values of calibration batch {index} are NaN or infinite",
@@ -338,6 +328,7 @@ def _check_finite(batch: Any, index: int) -> None:
                 shapes=str(tuple(leaf.shape)),
                 hint="Clean the data, or drop that batch.",
             )
+        yield batch
 
 
 def convert(model: nn.Module) -> nn.Module:

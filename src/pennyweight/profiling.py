@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from pennyweight.errors import InputError, LowerError, PennyweightError
 from pennyweight.graph.record import call
-from pennyweight.pipeline import clone, state
+from pennyweight.passes import clone
+from pennyweight.pipeline import state
 from pennyweight.plan import LEAVES
 from pennyweight.program.ir import Program
 from pennyweight.program.lower import lower

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pennyweight.errors import CalibrationError
 from pennyweight.graph.record import call
 from pennyweight.nn.transformer import take_plain_paths
-from pennyweight.pipeline import clone
+from pennyweight.passes import clone
 from pennyweight.progress import track
 
 

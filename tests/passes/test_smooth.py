@@ -1,6 +1,7 @@
 """Smoothing: the function stays, activations even out, planted outliers no longer hurt."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -8,9 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import pennyweight as pw
+from pennyweight.passes import Context
+from pennyweight.passes.calibrate import quantizers
+from pennyweight.passes.smooth import Smooth
 from pennyweight.pipeline import calibrate, prepare
 from pennyweight.recipe import Recipe
 from pennyweight.reconstruction.capture import floating
+from pennyweight.reconstruction.trial import halves, held_out
 
 RULES = """
 [[rules]]
@@ -30,7 +35,7 @@ pass = "solve"
 
 
 def smoothed(**options):
-    lines = [f"{k} = {v!r}" for k, v in options.items()]
+    lines = [f"{k} = {json.dumps(v)}" for k, v in options.items()]
     return RULES + '\n[[passes]]\npass = "smooth"\n' + "\n".join(lines) + "\n"
 
 
@@ -133,3 +138,73 @@ def test_refusals():
         Recipe.parse(smoothed(alpha=1.5))
     with pytest.raises(pw.errors.RecipeError, match="producers"):
         Recipe.parse(smoothed(producers="some"))
+    for alpha in ([], [0.5, -1.0]):
+        with pytest.raises(pw.errors.RecipeError, match="alpha"):
+            Recipe.parse(smoothed(alpha=alpha))
+    model, x, _ = data("encoder")
+    with pytest.raises(pw.errors.EmptyCalibration):
+        calibrate(prepare(model, x, Recipe.parse(smoothed(alpha=[0.0, 0.5]))), [], progress=False)
+
+
+def codes(model, batches, recipe):
+    result = pw.quantize(model, batches, Recipe.parse(recipe), progress=False)
+    return result.state_dict(), pw.journal(result)
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+def test_the_alpha_of_least_error(batches):
+    """Among several it is the one that serves inputs held out; the result is as with that one alone."""
+    model, x, options = data("encoder")
+    parts = list(x.split(len(x) // batches))
+    text = smoothed(alpha=[0.0, 0.5], weights=False, **options)
+    assert Recipe.parse(Recipe.parse(text).to_text()) == Recipe.parse(text)
+    found, journal = codes(model, parts, text)
+    (event,) = journal.of("alpha")
+    assert event.data["chosen"] == 0.5
+    assert event.data["0.5"] < event.data["0.0"] - 3  # dB
+    alone, _ = codes(model, parts, smoothed(alpha=0.5, weights=False, **options))
+    assert all(torch.equal(v, alone[k]) for k, v in found.items())
+
+
+def test_inputs_that_go_further_than_those_seen_speak_against_it():
+    """Small channels that are large in every other batch: evened out by one half, they are cut off in the other."""
+    model, _, options = data("depthwise")
+    gen = torch.Generator().manual_seed(2)
+    parts = []
+    for i in range(6):
+        part = torch.randn(24, 3, 8, 8, generator=gen)
+        parts.append(part * (4 if i % 2 else 0.5))
+    text = smoothed(alpha=[0.0, 0.6], weights=False, **options)
+    found, journal = codes(model, parts, text)
+    assert journal.of("alpha")[0].data["chosen"] == 0.0
+    assert not journal.of("smooth")
+    plain, _ = codes(model, parts, RULES)
+    assert all(torch.equal(v, plain[k]) for k, v in found.items())
+
+
+def test_a_trial_leaves_the_model_as_it_is():
+    model, x, options = data("encoder")
+    prepared = prepare(model, x, Recipe.parse(RULES))
+    st = pw.state(prepared)
+    context = Context(prepared, st.graph, st.journal, st.plan, lambda: [x])
+    before, events = copy.deepcopy(prepared.state_dict()), list(st.journal.events)
+    change = Smooth(alpha=0.5, weights=False, **options).run
+    error = held_out(context, change, [x[:16], x[16:]])
+    assert 0 < error < held_out(context, lambda trial: None, [x[:16], x[16:]])
+    torch.testing.assert_close(prepared.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+    assert st.journal.events == events
+    assert not any(q.calibrated or q.active or q.statistics for q in quantizers(prepared).values())
+    with torch.no_grad():
+        assert torch.equal(prepared(x), model(x))
+
+
+def test_halves_of_the_inputs():
+    assert halves([1, 2, 3]) == ([1, 3], [2])
+    x, y = torch.arange(5), torch.arange(10).reshape(5, 2)
+    (first,), (second,) = halves([{"x": x, "y": y, "n": 3}])
+    assert torch.equal(torch.cat([first["y"], second["y"]]), y)
+    assert (len(first["x"]), len(second["x"]), first["n"]) == (2, 3, 3)
+    for whole in (torch.zeros(1, 4), (torch.zeros(2), torch.zeros(3)), torch.tensor(1.0)):
+        one, other = halves([whole])
+        assert one[0] is whole
+        assert other[0] is whole

@@ -8,6 +8,7 @@ trainable; with one, batch norms stay alive until the model is converted.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,3 +92,13 @@ def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = new
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """Copy the module tree, share the parameters."""
+    copied = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    for old, new in zip(model.modules(), copied.modules(), strict=True):
+        for hooks in ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_always_called"):
+            if getattr(old, hooks) and not getattr(new, hooks):  # an fx.GraphModule loses them
+                getattr(new, hooks).update(getattr(old, hooks))
+    return copied

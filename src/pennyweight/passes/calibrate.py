@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
+from pennyweight.graph.record import call
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
 from pennyweight.qtensor import QParams
@@ -16,6 +19,20 @@ from pennyweight.ranges import RangeRule, ranges
 def quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
     """All activation quantizers of a prepared model by site."""
     return {m.site: m for m in model.modules() if isinstance(m, ActivationQuantizer)}
+
+
+def observe(model: nn.Module, needs: set[str], batches: Iterable[Any]) -> int:
+    """Run batches through a prepared model and collect statistics of its activations; returns how many there were."""
+    found = quantizers(model).values()
+    for quantizer in found:
+        quantizer.observe(needs)
+    seen = 0
+    with torch.no_grad():
+        for seen, batch in enumerate(batches, 1):  # noqa: B007 (counted)
+            call(model, batch)
+    for quantizer in found:
+        quantizer.observing = False
+    return seen
 
 
 @passes.register("calibrate")

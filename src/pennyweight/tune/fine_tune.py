@@ -12,10 +12,10 @@ from torch import nn
 
 from pennyweight.errors import InputError
 from pennyweight.journal import Journal
-from pennyweight.passes import Context
+from pennyweight.passes import Context, clone
 from pennyweight.passes.fold_batch_norm import FoldBatchNorm
 from pennyweight.passes.train import Train
-from pennyweight.pipeline import calibrate, clone, convert, record
+from pennyweight.pipeline import calibrate, convert, record
 from pennyweight.recipe import Recipe
 
 Loader = Callable[[], Iterable[tuple[Any, Any]]]

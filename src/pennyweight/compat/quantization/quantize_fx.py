@@ -15,7 +15,7 @@ from pennyweight.compat.quantization.backend_config import BackendConfig
 from pennyweight.compat.quantization.fx.custom_config import PrepareCustomConfig
 from pennyweight.compat.quantization.qconfig_mapping import QConfigMapping
 from pennyweight.errors import InputError, PennyweightError
-from pennyweight.passes import replace_module
+from pennyweight.passes import clone, replace_module
 from pennyweight.passes.fold_batch_norm import fold_pair
 from pennyweight.plan import Rule
 
@@ -81,7 +81,7 @@ def _prepare(
         custom = PrepareCustomConfig.from_dict(custom)
     if isinstance(backend, dict):
         backend = BackendConfig.from_dict(backend)
-    root = pipeline.clone(model)
+    root = clone(model)
     if not train:
         root.eval()
     rules, said = _rules.mapping_rules(given, root)
