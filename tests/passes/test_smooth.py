@@ -12,10 +12,10 @@ import pennyweight as pw
 from pennyweight.passes import Context
 from pennyweight.passes.calibrate import quantizers
 from pennyweight.passes.smooth import Smooth
+from pennyweight.passes.trial import halves, held_out
 from pennyweight.pipeline import calibrate, prepare
 from pennyweight.recipe import Recipe
 from pennyweight.reconstruction.capture import floating
-from pennyweight.reconstruction.trial import halves, held_out
 
 RULES = """
 [[rules]]

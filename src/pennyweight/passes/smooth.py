@@ -15,6 +15,7 @@ from pennyweight.errors import RecipeError
 from pennyweight.graph.links import Link, links
 from pennyweight.passes import Context, Stage, passes
 from pennyweight.passes.equalize import LEAST, MOST, bounded, channel_extremes, column_sizes, scalable, scale
+from pennyweight.passes.trial import held_out
 from pennyweight.progress import track
 from pennyweight.reconstruction.results import first_batches
 
@@ -35,7 +36,7 @@ class Smooth:
 
     Channels as large as the largest have no room for inputs that go further than those seen; how much evening out
     that is worth is a matter of the network. Of several alphas the one is taken that leaves the least error on inputs
-    held out (`reconstruction.trial`).
+    held out (`passes.trial`).
 
     Args:
         alpha: how much of the activations' spread goes into the weights; one, or several to choose from.
@@ -89,8 +90,6 @@ class Smooth:
         self._scale(context, chosen)
 
     def _choose(self, context: Context) -> float:
-        from pennyweight.reconstruction.trial import held_out  # made of passes itself
-
         batches = first_batches(context.batches, self.samples)
         errors = {
             alpha: held_out(context, partial(self._scale, alpha=alpha), batches)
