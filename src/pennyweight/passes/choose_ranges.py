@@ -104,7 +104,7 @@ class ChooseRanges:
         trials: Mapping[str, list[QParams]],
     ) -> dict[str, int]:
         """The number of the best candidate by leading site, in the order in which the network comes to the sites."""
-        model, batches = context.model, first_batches(context.batches, self.samples)
+        model, batches = context.model, first_batches(context.batches, "choose_ranges", self.samples)
         nodes, best = [n for n in context.graph if n.name in context.plan.layers], dict.fromkeys(groups, 0)
         replay = Replay(model, context.graph, lambda: batches, [n.name for n in nodes])
         with floating(model), torch.no_grad():

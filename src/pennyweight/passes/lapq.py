@@ -101,7 +101,7 @@ class _Problem:
 
     @classmethod
     def of(cls, context: Context, samples: int) -> _Problem:
-        batches = first_batches(context.batches, samples)
+        batches = first_batches(context.batches, "lapq", samples)
         with floating(context.model), torch.no_grad():
             wanted = [first_tensor(call(context.model, b)) for b in batches]
         for quantizer in quantizers(context.model).values():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pennyweight.atomic import atomic_write
-from pennyweight.errors import EmptyCalibration, RecipeError
+from pennyweight.errors import RecipeError
 from pennyweight.nn.fake import ActivationQuantizer
 from pennyweight.passes import Context, Stage, passes
 from pennyweight.passes.calibrate import quantizers
@@ -25,6 +25,7 @@ from pennyweight.reconstruction.blocks import Unit, find_units
 from pennyweight.reconstruction.capture import floating
 from pennyweight.reconstruction.optimize import Block, Rounding, Settings, reconstruct
 from pennyweight.reconstruction.replay import Replay
+from pennyweight.reconstruction.results import first_batches
 from pennyweight.reconstruction.samples import first_tensor, fisher, inputs_of
 
 Start = Literal["nearest", "solved"]
@@ -120,7 +121,8 @@ class Reconstruct:
             Solve("rtn", self.range, self.options).run(context)
         for quantizer in quantizers(context.model).values():
             quantizer.active = quantizer.calibrated
-        model, batches = context.model, _held(context)
+        name = type(self).__name__.lower()
+        model, batches = context.model, first_batches(context.batches, name)
         found = weights(model, dict(model.named_parameters()))
         by_layer = {t.layer.name: [f for f in found if f[0] is t] for t, _, _ in found}
         paths = {p for p in by_layer if ":" not in p and p not in self.skip}
@@ -128,7 +130,7 @@ class Reconstruct:
         store = (
             None if context.checkpoint is None else _Store(context.checkpoint, self._digest(context, batches))
         )
-        total, name = len(units) * self.iterations, type(self).__name__.lower()
+        total = len(units) * self.iterations
         bar = iter(track(range(total), name, show=context.progress))
         replay = Replay(model, context.graph, lambda: batches)
         floats = Replay(model, context.graph, lambda: batches)
@@ -218,15 +220,6 @@ def _layer(site: str) -> str:
 
 def _stored(scale: Tensor | QTensor) -> Tensor:
     return scale.codes if isinstance(scale, QTensor) else scale
-
-
-def _held(context: Context) -> list[Any]:
-    batches = [] if context.batches is None else list(context.batches())
-    if not batches:
-        raise EmptyCalibration(
-            "reconstruction reads inputs, but there is no batch", hint="Pass some hundred inputs."
-        )
-    return batches
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Smooth:
         self._scale(context, chosen)
 
     def _choose(self, context: Context) -> float:
-        batches = first_batches(context.batches, self.samples)
+        batches = first_batches(context.batches, "smooth", self.samples)
         errors = {
             alpha: held_out(context, partial(self._scale, alpha=alpha), batches)
             for alpha in track(self._alphas, "choose alpha", total=len(self._alphas), show=context.progress)

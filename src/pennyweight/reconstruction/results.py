@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch.utils._pytree import tree_leaves
 from pennyweight.errors import EmptyCalibration
 
 
-def first_batches(batches: Callable[[], Iterable[Any]] | None, samples: int) -> list[Any]:
-    """Batches of the calibration data until there are so many samples.
+def first_batches(
+    batches: Callable[[], Iterable[Any]] | None, what: str, samples: float = math.inf
+) -> list[Any]:
+    """Batches of the calibration data until there are so many samples, held in memory for `what`.
 
     Raises:
         EmptyCalibration: if there is no batch.
@@ -21,11 +24,13 @@ def first_batches(batches: Callable[[], Iterable[Any]] | None, samples: int) -> 
     count = 0
     for batch in () if batches is None else batches():
         found.append(batch)
-        count += next(x.shape[0] for x in tree_leaves(batch) if isinstance(x, Tensor))
+        count += next((len(x) for x in tree_leaves(batch) if isinstance(x, Tensor) and x.ndim), 1)
         if count >= samples:
             break
     if not found:
-        raise EmptyCalibration("scales are tuned on inputs, but there is no batch", hint="Pass some hundred.")
+        raise EmptyCalibration(
+            f"{what!r} reads inputs, but there is no batch", hint="Pass some hundred inputs."
+        )
     return found
 
 
