@@ -10,30 +10,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import pennyweight as pw
 from pennyweight.errors import EmptyCalibration, RecipeError
+from pennyweight.passes.adapt_norms import AdaptNorms
 from pennyweight.pipeline import calibrate, prepare
 from pennyweight.recipe import Recipe
 from pennyweight.reconstruction.capture import floating
 from pennyweight.training import reestimate_batch_norm
 
-RULES = """
-[[rules]]
-weight = "int8n[1,*]"
-input = "uint8[*]+z"
-optional = true
-
-[[passes]]
-pass = "fold_batch_norm"
-
-[[passes]]
-pass = "calibrate"
-
-[[passes]]
-pass = "solve"
-"""
+INT8 = Recipe.preset("int8")
 
 
-def recipe(share, rules=RULES):
-    return Recipe.parse(rules + f'\n[[passes]]\npass = "adapt_norms"\nshare = {share}\n')
+def recipe(share, base=INT8):
+    return pw.chain(base, AdaptNorms(share))
 
 
 class Chain(nn.Module):
@@ -103,8 +90,9 @@ def test_the_published_mixture(share):
 def test_a_layer_kept_in_16_bits_takes_it_too():
     torch.manual_seed(1)
     model, x = trained(Chain()), torch.randn(40, 3, 7, 9) * 2 + 1
-    kept = '\n[[rules]]\nmatch = "first"\nkeep = "bfloat16"\n' + RULES
-    prepared = calibrate(prepare(model, x[:4], recipe(0.5, kept)), [x], progress=False)
+    prepared = calibrate(
+        prepare(model, x[:4], recipe(0.5, INT8.keep("first", dtype="bfloat16"))), [x], progress=False
+    )
     with torch.no_grad(), floating(prepared):
         found = prepared(x)
     wanted = mixed(model, x, 0.5)(x)
@@ -140,8 +128,8 @@ def test_a_shift_of_the_inputs_is_taken_back():
     model.eval()
     other = 1.5 * own + 0.7
     distances = []
-    for steps in (RULES, RULES + '\n[[passes]]\npass = "adapt_norms"\nshare = 0.8\n'):
-        result = pw.quantize(model, list(other.split(64)), Recipe.parse(steps), progress=False)
+    for steps in (INT8, recipe(0.8)):
+        result = pw.quantize(model, list(other.split(64)), steps, progress=False)
         with torch.no_grad():
             distances.append(float((result(other) - model(own)).norm()))
     assert distances[1] < 0.4 * distances[0]
@@ -173,13 +161,12 @@ def test_without_norms_it_says_so():
 @pytest.mark.parametrize("share", [0, -0.5, 1.5])
 def test_a_share_is_between_0_and_1(share):
     with pytest.raises(RecipeError, match="share"):
-        recipe(share)
+        Recipe.parse(recipe(share).to_text())
 
 
 def test_no_batch_and_no_training():
     model, x = trained(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))), torch.randn(8, 3, 4, 4)
     with pytest.raises(EmptyCalibration):
         calibrate(prepare(model, x, recipe(0.5)), [], progress=False)
-    training = Recipe.parse(Recipe.preset("int8-qat").to_text() + '\n[[passes]]\npass = "adapt_norms"\n')
     with pytest.raises(RecipeError, match="alive"):
-        calibrate(prepare(model, x, training), [x], progress=False)
+        calibrate(prepare(model, x, recipe(0.5, Recipe.preset("int8-qat"))), [x], progress=False)
