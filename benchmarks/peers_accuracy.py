@@ -53,7 +53,7 @@ def ours(network: str) -> Iterator[tuple[str, str, str]]:
     """Bits, method and recipe of our rows."""
     for preset in ("int8", "int8-accurate"):
         yield "W8A8", preset, Recipe.preset(preset).to_text()
-    if network != "mobilenet_v2":  # whose norms are folded away
+    if network not in ("mobilenet_v2", "squeezenet"):  # which have no norms
         yield "W8A8", "int8, adapted norms", Recipe.preset("int8").to_text() + step("adapt_norms")
     head = "".join(rule("int8n[1,*]", "uint8[*]+z", match=f'"{m}"') for m in ENDS[network])
     head += rule("int8n[1,*]", "uint8[*]+z", types='["add"]')

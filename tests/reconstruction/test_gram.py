@@ -11,7 +11,7 @@ from pennyweight.ranges import ranges
 from pennyweight.recipe import Recipe
 from pennyweight.reconstruction import gram
 from pennyweight.reconstruction.capture import floating, mean_outputs
-from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram, pieces, rows
+from pennyweight.reconstruction.gram import expected_gram, has_rows, input_gram, pieces
 from pennyweight.reconstruction.normals import Channels
 from pennyweight.reconstruction.paired import PULLS, paired, seen_inputs, steady_pull
 from pennyweight.solvers.gptq import gptq
@@ -45,6 +45,11 @@ LAYERS = {
 }
 
 
+def rows(twin, x):
+    """All pieces, [groups, n, in]."""
+    return torch.cat(list(pieces(twin, x)[1]), 1)
+
+
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_rows_times_the_matrix_are_the_outputs(name):
     layer, shape = LAYERS[name]
@@ -67,12 +72,13 @@ def test_pieces_are_the_rows(name, monkeypatch):
     torch.manual_seed(0)
     x = torch.randn(3, *shape[1:]) if name != "unbatched" else torch.randn(shape)
     twin = prepare(layer, x, Recipe.parse(LOW))
+    whole = rows(twin, x)
     for piece, least in ((1, 0), (100, 0), (1, 1), (1 << 21, 4)):
         monkeypatch.setattr(gram, "PIECE", piece)
         monkeypatch.setattr(gram, "LEAST", least)
         count, parts = pieces(twin, x)
         found = list(parts)
-        assert torch.equal(torch.cat(found, 1), rows(twin, x))
+        assert torch.equal(torch.cat(found, 1), whole)
         assert count == sum(part.shape[1] for part in found)
         if (piece, least) == (1, 0):  # as small as they get: one vector, or one image
             assert len(found) == {"linear": 9, "unbatched": 1}.get(name, 3)

@@ -59,6 +59,10 @@ class Context:
     progress: bool = False
     checkpoint: Path | None = None
 
+    def inputs(self) -> Iterable[Any]:
+        """The calibration batches, from the first one on; none where there are none."""
+        return () if self.batches is None else self.batches()
+
 
 class Pass(Protocol):
     """One step of a recipe.
@@ -92,6 +96,11 @@ def replace_module(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child is old:
                 parent._modules[name] = new
+
+
+def parameter_like(old: Tensor, new: Tensor) -> nn.Parameter:
+    """Another parameter of the kind of `old`: the user's own stays as it is."""
+    return nn.Parameter(new.to(old.dtype), requires_grad=old.requires_grad)
 
 
 def clone(model: nn.Module) -> nn.Module:

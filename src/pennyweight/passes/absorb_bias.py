@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pennyweight.graph.links import links
-from pennyweight.passes import Context, Normal, Stage, passes
+from pennyweight.passes import Context, Normal, Stage, parameter_like, passes
 from pennyweight.passes.equalize import scalable
 
 
@@ -74,4 +74,4 @@ def _pads(twin: Any) -> bool:
 def _moved(bias: Tensor | None, weight: Tensor, change: Tensor) -> nn.Parameter:
     """A new bias: the user's stays as it is."""
     old = torch.zeros_like(change) if bias is None else bias.detach().double()
-    return nn.Parameter((old + change).to(weight.dtype), requires_grad=weight.requires_grad)
+    return parameter_like(weight, old + change)

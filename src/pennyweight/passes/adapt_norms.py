@@ -13,7 +13,7 @@ from pennyweight.errors import RecipeError
 from pennyweight.graph import Graph
 from pennyweight.nn.conv import backward_weight, forward_weight
 from pennyweight.nn.live_norm import LiveNorm
-from pennyweight.passes import Context, Normal, Stage, passes
+from pennyweight.passes import Context, Normal, Stage, parameter_like, passes
 from pennyweight.passes.fold_batch_norm import distribution, factor_and_shift
 from pennyweight.progress import track
 from pennyweight.reconstruction.capture import output_moments
@@ -87,7 +87,7 @@ class AdaptNorms:
         }
         if not found:
             context.journal.add("note", text="adapt_norms: the model has no batch norms")
-        replay = Replay(model, graph, lambda: () if context.batches is None else context.batches(), found)
+        replay = Replay(model, graph, context.inputs, found)
         for path, module in track(found.items(), "adapt norms", total=len(found), show=context.progress):
             if not _statistics(graph, path, module):
                 context.journal.add(
@@ -141,10 +141,9 @@ def _statistics(graph: Graph, path: str, module: nn.Module) -> bool:
 
 
 def _set(twin: Any, name: str, new: Tensor) -> None:
-    """A new parameter, as the user's stays as it is; or what is stored in 16 bits."""
+    """A parameter, or what is stored in 16 bits."""
     old = getattr(twin, name)
-    new = new.to(old.dtype)
-    setattr(twin, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+    setattr(twin, name, parameter_like(old, new) if isinstance(old, nn.Parameter) else new.to(old.dtype))
 
 
 def _report(context: Context, path: str, expected: Normal, seen: Moments) -> None:

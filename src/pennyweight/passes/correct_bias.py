@@ -110,12 +110,9 @@ class CorrectBias:
         }
         if not twins:
             return
-        batches = () if context.batches is None else context.batches()
         with floating(model):
-            wanted = mean_outputs(model, batches, twins)
-        replay = Replay(
-            model, context.graph, lambda: () if context.batches is None else context.batches(), twins
-        )
+            wanted = mean_outputs(model, context.inputs(), twins)
+        replay = Replay(model, context.graph, context.inputs, twins)
         for path, twin in track(twins.items(), "correct biases", total=len(twins), show=context.progress):
             twin.bias_shift = None
             once = len(context.graph.modules(path)) == 1

@@ -16,7 +16,7 @@ from pennyweight.graph.record import call
 from pennyweight.nn.conv import ConvTwin
 from pennyweight.nn.linear import LinearTwin
 from pennyweight.nn.sites import aside
-from pennyweight.passes import Context, Normal, Stage, passes
+from pennyweight.passes import Context, Normal, Stage, parameter_like, passes
 from pennyweight.plan import LayerPlan
 
 LEAST, MOST = 2.0**-16, 2.0**16  # bounds of a factor
@@ -139,12 +139,14 @@ def scale(context: Context, link: Link, twins: dict[str, Any], s: Tensor) -> Non
         for name in ("weight", "bias"):
             old = owner._parameters.get(name)
             if old is not None:
-                owner._parameters[name] = _like(old, old.detach().double() / s)
+                owner._parameters[name] = parameter_like(old, old.detach().double() / s)
     else:
         first = twins[link.producer]
-        first.weight = _like(first.weight, first.weight.detach().double() / _along(s, first.weight, 0))
+        first.weight = parameter_like(
+            first.weight, first.weight.detach().double() / _along(s, first.weight, 0)
+        )
         if first.bias is not None:
-            first.bias = _like(first.bias, first.bias.detach().double() / s)
+            first.bias = parameter_like(first.bias, first.bias.detach().double() / s)
         if link.producer in context.outputs:
             normal = context.outputs[link.producer]
             context.outputs[link.producer] = Normal(normal.mean / s, normal.deviation / s)
@@ -155,15 +157,11 @@ def scale(context: Context, link: Link, twins: dict[str, Any], s: Tensor) -> Non
             twin.weight.detach().double().unflatten(0, (groups, -1))
         )  # [groups, out / groups, in / groups, ...]
         factor = s.reshape(groups, 1, -1, *[1] * (parts.ndim - 3))
-        twin.weight = _like(twin.weight, (parts * factor).flatten(0, 1))
+        twin.weight = parameter_like(twin.weight, (parts * factor).flatten(0, 1))
 
 
 def _along(s: Tensor, weight: Tensor, axis: int) -> Tensor:
     return s.reshape(*[1] * axis, -1, *[1] * (weight.ndim - axis - 1))
-
-
-def _like(old: Tensor, new: Tensor) -> nn.Parameter:
-    return nn.Parameter(new.to(old.dtype), requires_grad=old.requires_grad)
 
 
 def greatest(
@@ -211,7 +209,7 @@ def channel_extremes(context: Context, modules: dict[str, nn.Module]) -> dict[st
         handles.append(module.register_forward_hook(after))
     try:
         with torch.no_grad():
-            for batch in () if context.batches is None else context.batches():
+            for batch in context.inputs():
                 call(context.model, batch)
     finally:
         for handle in handles:

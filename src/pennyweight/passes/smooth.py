@@ -91,10 +91,9 @@ class Smooth:
 
     def _choose(self, context: Context) -> float:
         batches = first_batches(context.batches, "smooth", self.samples)
-        errors = {
-            alpha: held_out(context, partial(self._scale, alpha=alpha), batches)
-            for alpha in track(self._alphas, "choose alpha", total=len(self._alphas), show=context.progress)
-        }
+        changes = [partial(self._scale, alpha=alpha) for alpha in self._alphas]
+        bar = track(changes, "choose alpha", total=len(changes), show=context.progress)
+        errors = dict(zip(self._alphas, held_out(context, bar, batches), strict=True))
         chosen = min(errors, key=errors.__getitem__)
         decibels = {str(a): round(10 * math.log10(max(e, 1e-30)), 2) for a, e in errors.items()}
         context.journal.add("alpha", "", chosen=chosen, **decibels)

@@ -153,13 +153,9 @@ class Solve:
             if isinstance(quantizer, ActivationQuantizer) and quantizer.calibrated:
                 quantizer.active = True
         known = propagate(context.graph, context.model, context.outputs) if self.inputs == "norms" else {}
-        replay, floats = (
-            Replay(
-                context.model, context.graph, lambda: _batches(context, self.solver),
-                [twin.layer.name for twin, _, _ in found],
-            )
-            for _ in range(2)
-        )  # fmt: skip
+        source, order = partial(_batches, context, self.solver), [twin.layer.name for twin, _, _ in found]
+        replay = Replay(context.model, context.graph, source, order)
+        floats = Replay(context.model, context.graph, source, order)
         for twin, name, matrix in track(found, self.solver, show=context.progress):
             once = len(context.graph.modules(twin.layer.name)) == 1
             if self.retarget and has_rows(twin):
@@ -208,7 +204,7 @@ class Solve:
 
 
 def _batches(context: Context, what: str) -> Iterable[Any]:
-    batches = () if context.batches is None else context.batches()
+    batches = context.inputs()
     if isinstance(batches, list | tuple) and not batches:
         raise EmptyCalibration(
             f"{what!r} reads inputs, but there is no batch", hint="Pass some hundred inputs."

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pennyweight.graph.record import call
@@ -40,37 +40,48 @@ def halves(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     return cut(slice(count // 2)), cut(slice(count // 2, None))
 
 
-def held_out(context: Context, change: Callable[[Context], None], batches: Sequence[Any]) -> float:
+def held_out(
+    context: Context, changes: Iterable[Callable[[Context], None]], batches: Sequence[Any]
+) -> list[float]:
     """`sum |y - y'|^2 / sum |y|^2` of a model's results when it is changed and quantized on one half of the inputs and
-    judged on the other, summed over both ways round.
+    judged on the other, summed over both ways round; for each of some changes.
 
     y are the results as the model stands in `context`, y' those of a copy after `change`, with weights rounded to
     nearest, ranges by squared error and biases corrected. The context is left as it is.
 
     Args:
         context: at stage "adapt".
-        change: what to do to a context of a copy, whose batches are the half to be fitted.
+        changes: what to do to a context of a copy, whose batches are the half to be fitted.
         batches: inputs.
     """
-    noise = signal = 0.0
-    parts = halves(batches)
-    for fit, judge in (parts, parts[::-1]):
-        trial = Context(
-            clone(context.model), context.graph, Journal(), context.plan, partial(list, fit), context.seed,
-            outputs=dict(context.outputs),
-        )  # fmt: skip
-        change(trial)
-        observe(trial.model, {name for step in ROUGH for name in step.needs()}, fit)
-        for step in ROUGH:
-            step.run(trial)
-        for quantizer in quantizers(trial.model).values():
-            quantizer.active = quantizer.calibrated
-        for wanted, found in zip(_results(context, judge), _results(trial, judge), strict=True):
-            noise += float((wanted - found).pow(2).sum())
-            signal += float(wanted.pow(2).sum())
-    return noise / max(signal, 1e-30)
+    one, other = halves(batches)
+    sides = [(fit, judge, _results(context.model, judge)) for fit, judge in ((one, other), (other, one))]
+    signal = sum(float(y.pow(2).sum()) for _, _, wanted in sides for y in wanted)
+    errors = []
+    for change in changes:
+        noise = 0.0
+        for fit, judge, wanted in sides:
+            found = _results(_quantized(context, change, fit), judge)
+            noise += sum(float((y - z).pow(2).sum()) for y, z in zip(wanted, found, strict=True))
+        errors.append(noise / max(signal, 1e-30))
+    return errors
 
 
-def _results(context: Context, batches: Iterable[Any]) -> list[Tensor]:
+def _quantized(context: Context, change: Callable[[Context], None], fit: list[Any]) -> nn.Module:
+    """A copy of the model, changed and roughly quantized on some inputs."""
+    trial = Context(
+        clone(context.model), context.graph, Journal(), context.plan, partial(list, fit), context.seed,
+        outputs=dict(context.outputs),
+    )  # fmt: skip
+    change(trial)
+    observe(trial.model, {name for step in ROUGH for name in step.needs()}, fit)
+    for step in ROUGH:
+        step.run(trial)
+    for quantizer in quantizers(trial.model).values():
+        quantizer.active = quantizer.calibrated
+    return trial.model
+
+
+def _results(model: nn.Module, batches: Iterable[Any]) -> list[Tensor]:
     with torch.no_grad():
-        return [first_tensor(call(context.model, batch)).double() for batch in batches]
+        return [first_tensor(call(model, batch)).double() for batch in batches]

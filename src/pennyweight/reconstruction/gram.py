@@ -20,23 +20,17 @@ LEAST = 4  # vectors at a time for each of their entries, so that products outwe
 
 
 def has_rows(twin: nn.Module) -> bool:
-    """Whether `rows` knows how this layer's weight meets its inputs."""
+    """Whether `pieces` knows how this layer's weight meets its inputs."""
     return isinstance(twin, LinearTwin) or (isinstance(twin, ConvTwin) and not twin.transposed)
 
 
-def rows(twin: Any, x: Tensor) -> Tensor:
-    """The vectors that rows of the weight's matrix view are multiplied with, [groups, n, in].
+def pieces(twin: Any, x: Tensor) -> tuple[int, Iterator[Tensor]]:
+    """The vectors that rows of the weight's matrix view are multiplied with: how many, and [groups, n, in], some at a
+    time, as patches take many times the memory of the input.
 
     x: the input, [..., in] of a linear layer, [N, C, *size] or [C, *size] of a convolution, which is unfolded into
     patches of C / groups channels times taps, in the order of the matrix view.
     """
-    if isinstance(twin, LinearTwin):
-        return x.reshape(1, -1, x.shape[-1])
-    return _patches(twin, *_padded(twin, x))
-
-
-def pieces(twin: Any, x: Tensor) -> tuple[int, Iterator[Tensor]]:
-    """How many vectors `rows` of an input has, and the vectors, some at a time: patches take many times its memory."""
     if isinstance(twin, LinearTwin):
         flat = x.reshape(-1, x.shape[-1])
         step = max(1, PIECE // flat.shape[1], LEAST * flat.shape[1])

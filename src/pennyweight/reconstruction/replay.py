@@ -71,7 +71,7 @@ class Replay:
         later = self._order[len(self._order) - self._order[::-1].index(path) :]
         open_paths = [name.partition(":")[0] for name in later]
         parent = path.rpartition(".")[0]
-        while parent and parent in self._once and not any(_within(p, parent) for p in open_paths):
+        while parent and not any(_within(p, parent) for p in open_paths) and parent in self._once:
             path, parent = parent, parent.rpartition(".")[0]
         self.finish(path)
 
